@@ -1,0 +1,83 @@
+"""Diffusion models whose noise is a random field.
+
+    kernel k(x, x')  +  domain      →  covariance Γ
+    covariance Γ     +  dynamics    →  noise process
+    noise process    +  E[data | state]  →  score, drift, sampler, evaluation
+
+Names are loaded on first use, so that `import spatialdiff` costs little more than `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from spatialdiff.version import __version__
+
+if TYPE_CHECKING:
+    from spatialdiff import data, evaluation, kernels, networks, oracles, plotting
+    from spatialdiff.covariance import (
+        CirculantCovariance,
+        CosineCovariance,
+        Covariance,
+        DenseCovariance,
+        TorusCovariance,
+        WhiteCovariance,
+        covariance,
+        white,
+    )
+    from spatialdiff.denoisers import Denoiser
+    from spatialdiff.domains import Grid
+    from spatialdiff.fitting import FitResult, fit
+    from spatialdiff.objectives import BridgeMixture, Denoising
+    from spatialdiff.processes import (
+        VE,
+        VP,
+        BrownianBridge,
+        BrownianMotion,
+        Cosine,
+        FixedPoint,
+        IndependentField,
+        OrnsteinUhlenbeck,
+        OrnsteinUhlenbeckBridge,
+        Paired,
+        Rectified,
+    )
+    from spatialdiff.sampling import sample
+    from spatialdiff.training import Trainer
+
+_HOME = {
+    "covariance": (
+        "CirculantCovariance CosineCovariance Covariance DenseCovariance TorusCovariance WhiteCovariance "
+        "covariance white"
+    ),
+    "denoisers": "Denoiser",
+    "domains": "Grid",
+    "fitting": "FitResult fit",
+    "objectives": "BridgeMixture Denoising",
+    "processes": (
+        "VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField OrnsteinUhlenbeck "
+        "OrnsteinUhlenbeckBridge Paired Rectified"
+    ),
+    "sampling": "sample",
+    "training": "Trainer",
+}
+_MODULES = ("data", "evaluation", "kernels", "networks", "oracles", "plotting")
+_NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = ["__version__", *sorted(_NAMES), *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"spatialdiff.{_NAMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"spatialdiff.{name}")
+    else:
+        raise AttributeError(f"module 'spatialdiff' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
