@@ -1,0 +1,108 @@
+"""What noise processes, bridges and laws share: Γ, the range of times, and the drawing of coloured noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from spatialdiff.processes.schedules import as_times
+
+if TYPE_CHECKING:
+    from spatialdiff.covariance import Covariance
+
+Times = Tensor | float
+
+
+def expand(coefficient: Tensor, field: Tensor) -> Tensor:
+    """Shape a coefficient per batch entry, ``()`` or ``(B,)``, so that it multiplies a field ``(B, K*C, *grid)``.
+
+    The result has the dtype and device of ``field``. Raises ``ValueError`` for any other shape.
+    """
+    value = coefficient.to(device=field.device, dtype=field.dtype)
+    if value.ndim == 0:
+        return value
+    if value.ndim != 1 or value.shape[0] not in (1, field.shape[0]):
+        raise ValueError(
+            f"t has shape {tuple(value.shape)} for a field of shape {tuple(field.shape)}; "
+            f"it must be a scalar or have shape ({field.shape[0]},), one time per batch entry"
+        )
+    return value.reshape(-1, *([1] * (field.ndim - 1)))
+
+
+class Dynamics(nn.Module):
+    """A spatial covariance Γ (submodule ``covariance``) and the times ``[0, horizon]``."""
+
+    def __init__(self, covariance: Covariance, horizon: float) -> None:
+        super().__init__()
+        self.covariance = covariance
+        self.horizon = float(horizon)
+
+    def draw(
+        self,
+        shape: int | Sequence[int],
+        channels: int,
+        *,
+        white: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Coloured noise η = R z, shape ``(*shape, C, *grid)``; ``white`` fixes z (else drawn with ``generator``).
+
+        z has shape ``(*shape, C, *factor_shape)``, or ``(*shape, *factor_shape)`` where Γ itself has the channels.
+        Raises ``ValueError`` where ``channels`` or the shape of ``white`` contradict Γ.
+        """
+        lead = (shape,) if isinstance(shape, int) else tuple(shape)
+        own = self.covariance.channels
+        if own is not None and own != channels:
+            raise ValueError(
+                f"the field has {channels} channel(s) and the covariance acts on {own}; "
+                f"build it with channels={channels} (or channels=None for independent channels)"
+            )
+        needed = (*lead, *(() if own is not None else (channels,)), *self.covariance.factor_shape)
+        if white is None:
+            white = torch.randn(
+                needed,
+                generator=generator,
+                dtype=dtype or self.covariance.dtype,
+                device=device or self.covariance.device,
+            )
+        elif tuple(white.shape) != needed:
+            raise ValueError(
+                f"white has shape {tuple(white.shape)}; this covariance colours white noise of {needed}"
+            )
+        return self.covariance.color(white)
+
+    def times(self, t: Times, name: str = "t") -> Tensor:
+        """``t`` as float64 in ``[0, horizon]``; raises ``ValueError`` outside."""
+        return as_times(t, self.horizon, name)
+
+    def ordered(self, first: Times, second: Times, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+        """Two broadcast times, the first not after the second; raises ``ValueError`` naming them otherwise."""
+        early, late = torch.broadcast_tensors(self.times(first, names[0]), self.times(second, names[1]))
+        if bool((early > late).any()):
+            raise ValueError(
+                f"{names[0]} must not exceed {names[1]}; got {names[0]}={early.max().item():g} "
+                f"and {names[1]}={late.min().item():g}"
+            )
+        return early, late
+
+    def increasing(self, times: Tensor | Sequence[float]) -> Tensor:
+        """Increasing times ``(T,)`` as float64; raises ``ValueError`` for another shape or order."""
+        grid = self.times(torch.as_tensor(times, dtype=torch.float64), "times")
+        if grid.ndim != 1 or grid.numel() == 0 or bool((grid.diff() < 0).any()):
+            raise ValueError(
+                f"times has shape {tuple(grid.shape)}; it must be a non-empty, non-decreasing vector of shape (T,)"
+            )
+        return grid
+
+    def check_field(self, x: Tensor, name: str = "x") -> None:
+        """Raise unless ``x`` is a real floating-point field ``(B, C, *grid)`` of Γ's domain."""
+        shape = tuple(self.covariance.domain.shape)
+        if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, C, *grid) with grid {shape}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be a floating-point field")
