@@ -1,0 +1,186 @@
+r"""Sums and products of kernels, with their spectral densities.
+
+A sum's spectral density is the sum. For a product, every family here is a scale mixture of Gaussians,
+``ρ(r) = E exp(-r²/(2G))`` (Matérn: ``G ~ Gamma(ν, rate ν)``, since its spectral density is a Student t with ``2ν`` degrees of
+freedom; Gaussian: ``G = 1``), and a product of Gaussians is a Gaussian with precision ``p_a = Σ_j 1/(ℓ_{ja}² G_j)`` along axis
+``a``. Hence ``S(ω) = ∏σ_j² E[(2π)^{d/2} ∏ p_a^{-1/2} exp(-½ Σ ω_a²/p_a)]``, by the trapezoidal rule in ``log G`` (geometric convergence).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
+from spatialdiff.kernels.families import Gaussian, Matern, Nugget
+
+Kernel = gpytorch.kernels.Kernel
+_STEP = 0.25
+_CHUNK = 4_000_000
+
+
+def at_lags(kernel: Kernel, h: Tensor) -> Tensor:
+    """``k(h)`` of differences ``(..., d)`` → ``(...)`` for any stationary gpytorch kernel, without its approximate distances."""
+    if isinstance(kernel, StationaryKernel | Sum | Product):
+        return kernel.at_lags(h)
+    flat = h.reshape(-1, h.shape[-1])
+    with gpytorch.settings.lazily_evaluate_kernels(False):
+        # one point at the origin: gpytorch's quadratic expansion of the distance is then free of cancellation
+        values = kernel(flat.new_zeros(1, h.shape[-1]), flat).to_dense()
+    return values.reshape(h.shape[:-1]).to(h.dtype)
+
+
+def terms(kernel: Kernel) -> list[list[Kernel]]:
+    """``kernel`` expanded as a sum of products of elementary kernels."""
+    if isinstance(kernel, gpytorch.kernels.AdditiveKernel):
+        return [term for part in kernel.kernels for term in terms(part)]
+    if isinstance(kernel, gpytorch.kernels.ProductKernel):
+        choices = itertools.product(*(terms(part) for part in kernel.kernels))
+        return [[factor for part in choice for factor in part] for choice in choices]
+    return [[kernel]]
+
+
+def mixture(kernel: Kernel, largest_w2: float, d: int) -> tuple[Tensor, Tensor] | None:
+    """Nodes ``G`` and weights of ``ρ(r) = Σ w exp(-r²/(2G))``, good for squared scaled frequencies up to ``largest_w2``.
+
+    None where the family is not one of ours. Cutting the left tail at ``x`` loses ``exp((ν + d/2) x)`` of the spectral density,
+    and the mass at high frequency sits at ``G ≈ 1/w²``.
+    """
+    if isinstance(kernel, Gaussian):
+        return torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    if not isinstance(kernel, Matern):
+        return None
+    nu = kernel.nu
+    left = -(37.0 / (nu + d / 2) + math.log1p(largest_w2))
+    x = torch.arange(left, math.log(40.0 / nu + 1.0) + 1.0, _STEP, dtype=torch.float64)
+    log_weight = nu * math.log(nu) - math.lgamma(nu) + nu * x - nu * x.exp()
+    return x.exp(), _STEP * log_weight.exp()
+
+
+def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
+    d = omega.shape[-1]
+    w2 = omega.detach().double().square().sum(-1).max()
+    variance = omega.new_ones(())
+    precisions, weight = omega.new_zeros(1, d), omega.new_ones(1)
+    for factor in factors:
+        longest = float(factor.lengthscale.detach().max()) if factor.has_lengthscale else 0.0
+        nodes = mixture(factor, float(w2) * longest**2, d)
+        if nodes is None:
+            raise TypeError(
+                f"spectral_density of a product needs factors of spatialdiff.kernels (Matern, Exponential, Gaussian, Nugget), "
+                f"got {type(factor).__name__}."
+            )
+        g, w = (v.to(omega) for v in nodes)
+        ell = factor.lengthscale.to(omega).reshape(-1).expand(d)
+        # every pair of an old node and a new one
+        precisions = (precisions[:, None, :] + 1 / (ell.square() * g[:, None])).reshape(-1, d)
+        weight = (weight[:, None] * w).reshape(-1)
+        variance = variance * factor.variance.to(omega)
+        if len(weight) > 1_000_000:
+            raise ValueError(
+                f"spectral_density of a product of {len(factors)} Matérn factors needs {len(weight):.1e} nodes per frequency; "
+                "use at most two non-Gaussian factors."
+            )
+    coefficient = variance * gaussian_constant(d) * weight / precisions.prod(-1).sqrt()
+    flat = omega.reshape(-1, d)
+    parts = [
+        torch.exp(-0.5 * chunk.square() @ (1 / precisions).T) @ coefficient
+        for chunk in flat.split(max(1, _CHUNK // len(weight)))
+    ]
+    return torch.cat(parts).reshape(omega.shape[:-1])
+
+
+def _term_density(factors: list[Kernel], omega: Tensor) -> Tensor:
+    if any(isinstance(factor, Nugget) for factor in factors):
+        return torch.zeros_like(omega[..., 0])
+    if len(factors) == 1:
+        if not hasattr(factors[0], "spectral_density"):
+            raise TypeError(
+                f"{type(factors[0]).__name__} has no spectral_density; use kernels of spatialdiff.kernels, or a method that "
+                "needs only the covariance."
+            )
+        density: Tensor = factors[0].spectral_density(omega)
+        return density
+    return _product_density(factors, omega)
+
+
+class _Composite:
+    """What `Sum` and `Product` share: the expansion into sums of products."""
+
+    kernels: torch.nn.ModuleList
+
+    def spectral_density(self, omega: Tensor) -> Tensor:
+        """``S(ω)`` of the continuous part at angular frequencies ``(..., d)``, radians per unit length."""
+        return torch.stack([_term_density(term, omega) for term in terms(self)]).sum(0)
+
+    @property
+    def nugget(self) -> Tensor:
+        """Variance of the discontinuous part."""
+        total = torch.zeros((), dtype=torch.float64)
+        for term in terms(self):
+            if any(isinstance(factor, Nugget) for factor in term):
+                total = total + torch.stack([_variance(factor) for factor in term]).prod()
+        return total
+
+    @property
+    def variance(self) -> Tensor:
+        """``k(0)``."""
+        return torch.stack([torch.stack([_variance(f) for f in term]).prod() for term in terms(self)]).sum()
+
+    @property
+    def is_stationary(self) -> bool:
+        return all(kernel.is_stationary for kernel in self.kernels)
+
+
+def _variance(kernel: Kernel) -> Tensor:
+    if isinstance(kernel, StationaryKernel):
+        return kernel.variance
+    axes = kernel.ard_num_dims or 1
+    return at_lags(kernel, torch.zeros(1, axes, dtype=torch.float64)).reshape(())
+
+
+class Sum(_Composite, gpytorch.kernels.AdditiveKernel):  # type: ignore[misc]
+    """``k(h) = Σ_j k_j(h)``; made by ``+``. Parameters are those of the ``kernels``."""
+
+    def __init__(self, *kernels: Kernel) -> None:
+        flat = [part for k in kernels for part in (k.kernels if isinstance(k, gpytorch.kernels.AdditiveKernel) else [k])]
+        super().__init__(*flat)
+
+    def at_lags(self, h: Tensor) -> Tensor:
+        """``k(h)`` of differences ``(..., d)`` → ``(...)``."""
+        return torch.stack([at_lags(kernel, h) for kernel in self.kernels]).sum(0)
+
+    def __add__(self, other: Kernel) -> Sum:
+        return Sum(self, other)
+
+    def __mul__(self, other: Kernel) -> Product:
+        return Product(self, other)
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(kernel) for kernel in self.kernels)
+
+
+class Product(_Composite, gpytorch.kernels.ProductKernel):  # type: ignore[misc]
+    """``k(h) = ∏_j k_j(h)``; made by ``*``. Parameters are those of the ``kernels``; only the product of variances is identified."""
+
+    def __init__(self, *kernels: Kernel) -> None:
+        flat = [part for k in kernels for part in (k.kernels if isinstance(k, gpytorch.kernels.ProductKernel) else [k])]
+        super().__init__(*flat)
+
+    def at_lags(self, h: Tensor) -> Tensor:
+        """``k(h)`` of differences ``(..., d)`` → ``(...)``."""
+        return torch.stack([at_lags(kernel, h) for kernel in self.kernels]).prod(0)
+
+    def __add__(self, other: Kernel) -> Sum:
+        return Sum(self, other)
+
+    def __mul__(self, other: Kernel) -> Product:
+        return Product(self, other)
+
+    def __repr__(self) -> str:
+        parts = (f"({k!r})" if isinstance(k, gpytorch.kernels.AdditiveKernel) else repr(k) for k in self.kernels)
+        return " * ".join(parts)
