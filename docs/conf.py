@@ -1,0 +1,30 @@
+"""Sphinx configuration: `make docs` builds with warnings as errors."""
+
+from spatialdiff.version import __version__
+
+project = "spatialdiff"
+author = "the spatialdiff authors"
+copyright = author  # noqa: A001
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"spatialdiff {version}"
+html_show_sourcelink = False
