@@ -81,3 +81,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
+
+
+# Last, and eager: importing the subpackage binds its name here once; the function of that name must win.
+from spatialdiff.covariance import covariance  # noqa: E402

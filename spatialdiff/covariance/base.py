@@ -1,0 +1,296 @@
+r"""Γ as an operator: ``Γ = B ⊗ Γ_s`` with ``Γ_s = R_s R_sᵀ`` on a grid and ``B = L Lᵀ`` on the channels.
+
+Every structure gives the spatial part, six small methods that act on the trailing grid axes; this class adds the channels, the
+checks, the Gaussian density and sampling, once. With ``R = L ⊗ R_s``:
+
+``η = R z``, ``z = R⁻¹ x``, ``log det Γ = C log det Γ_s + n log det B``, ``log N(x; 0, Γ) = -½ (xᵀΓ⁻¹x + log det Γ + N log 2π)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import gpytorch
+import torch
+from linear_operator import LinearOperator
+from torch import Tensor, nn
+
+from spatialdiff.covariance.basis import Basis
+from spatialdiff.covariance.channels import channel_apply, channel_covariance
+from spatialdiff.covariance.checks import check_finite
+from spatialdiff.covariance.report import CovarianceReport
+from spatialdiff.domains import Grid
+
+Channels = int | Tensor | Sequence[Sequence[float]] | None
+
+
+class Covariance(nn.Module):
+    """Base of all structures; see the module for the equations.
+
+    Fields have shape ``(..., *grid.shape)`` with ``channels=None`` (Γ then acts on the grid and broadcasts over every leading
+    axis), and ``(..., C, *grid.shape)`` with ``channels=C`` or a ``(C, C)`` matrix ``B``.
+
+    Differentiable in the parameters of ``kernel`` where they require a gradient and gradients are on; otherwise factors are
+    computed once and again only after a parameter has changed. Parameters and spectra stay in float64 under ``.to(dtype)``,
+    which sets the data type of samples.
+
+    Args:
+        domain: the grid.
+        channels: None, the number of independent channels, or the channel covariance ``B``.
+        kernel: the kernel, where there is one.
+    """
+
+    method = ""
+    basis: Basis | None = None
+    is_white = False
+    kernel: gpytorch.kernels.Kernel | None
+    channel_matrix: Tensor | None
+    _anchor: Tensor
+
+    def __init__(self, domain: Grid, channels: Channels = None, kernel: gpytorch.kernels.Kernel | None = None) -> None:
+        super().__init__()
+        if not isinstance(domain, Grid):
+            raise TypeError(f"{type(self).__name__} needs a Grid, got {type(domain).__name__}.")
+        self.domain = domain
+        self.kernel = kernel
+        self.channels, matrix = channel_covariance(channels)
+        self.register_buffer("channel_matrix", matrix)
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        self._cache: dict[Any, Tensor] = {}
+        self._seen: list[Tensor] = []
+
+    # ---- shapes ------------------------------------------------------------------------------------------------------
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one field: ``grid.shape``, or ``(C, *grid.shape)``."""
+        return torch.Size((*self._lead(), *self.domain.shape))
+
+    @property
+    def factor_shape(self) -> torch.Size:
+        """Shape of the white noise that `color` takes."""
+        return torch.Size((*self._lead(), *self._factor_grid()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of samples; follows ``.to()``."""
+        return self._anchor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._anchor.device
+
+    def _lead(self) -> tuple[int, ...]:
+        return () if self.channels is None else (self.channels,)
+
+    def _factor_grid(self) -> tuple[int, ...]:
+        return self.domain.shape
+
+    # ---- the spatial part, given by each structure ----------------------------------------------------------------------
+    def _color(self, z: Tensor) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _whiten(self, x: Tensor) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _matmul(self, x: Tensor) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _solve(self, x: Tensor) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _log_det(self) -> Tensor:
+        """``log det Γ_s``, float64, scalar, or ``(C,)`` where the channels have spectra of their own."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _variance(self) -> Tensor:
+        """Diagonal of Γ_s, float64, broadcastable to the event."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    @property
+    def report(self) -> CovarianceReport:
+        """How Γ is represented and how exactly."""
+        return CovarianceReport(method=self.method, exact=True)
+
+    # ---- the interface -------------------------------------------------------------------------------------------------
+    def sample(self, shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws of ``N(0, Γ)``, shape ``(*shape, *event_shape)``, in the data type and on the device of this module."""
+        white = torch.randn(
+            *shape, *self.factor_shape, generator=generator, dtype=self.dtype, device=self.device
+        )
+        return self.color(white)
+
+    def color(self, white: Tensor) -> Tensor:
+        """``η = R z``: ``(..., *factor_shape)`` → ``(..., *event_shape)``."""
+        self._check(white, self.factor_shape, "color")
+        return self._on_channels(self._color(white), "root")
+
+    def whiten(self, field: Tensor) -> Tensor:
+        """``z = R⁻¹ x``: ``(..., *event_shape)`` → ``(..., *factor_shape)``; raises where ``R`` is not square, or on NaN."""
+        self._check(field, self.event_shape, "whiten", finite=True)
+        return self._on_channels(self._whiten(field), "inverse_root")
+
+    def matmul(self, field: Tensor) -> Tensor:
+        """``Γ x``, shape kept."""
+        self._check(field, self.event_shape, "matmul")
+        return self._on_channels(self._matmul(field), "matrix")
+
+    def solve(self, field: Tensor) -> Tensor:
+        """``Γ⁻¹ x``, shape kept; raises on NaN and where Γ is singular."""
+        self._check(field, self.event_shape, "solve", finite=True)
+        return self._on_channels(self._solve(field), "inverse")
+
+    def log_det(self) -> Tensor:
+        """``log det Γ`` of the event, a float64 scalar."""
+        spatial = self._log_det()
+        if self.channels is None:
+            return spatial
+        total = spatial.sum() if spatial.dim() else self.channels * spatial
+        if self.channel_matrix is not None:
+            total = total + self.domain.size * torch.logdet(self.channel_matrix)
+        return total
+
+    def quad_form(self, x: Tensor) -> Tensor:
+        """``xᵀ Γ⁻¹ x`` per field: ``(..., *event_shape)`` → ``(...)``."""
+        return (x * self.solve(x)).sum(self._event_axes())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """``log N(x; 0, Γ)`` per field, nats: ``(..., *event_shape)`` → ``(...)``."""
+        constant = self.event_shape.numel() * math.log(2 * math.pi)
+        return -0.5 * (self.quad_form(x) + (self.log_det() + constant).to(x.dtype))
+
+    def variance(self) -> Tensor:
+        """Diagonal of Γ, shape ``event_shape``, float64."""
+        spatial = self._variance()
+        if self.channel_matrix is not None:
+            spatial = spatial * self.channel_matrix.diagonal().reshape(-1, *(1,) * self.domain.ndim)
+        return spatial.expand(self.event_shape)
+
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of Γ in `basis`, float64, shape ``basis.modes``, or ``(C, *basis.modes)`` with channels.
+
+        Raises:
+            ValueError: the structure has no fast basis, or the channels are correlated.
+        """
+        if self.basis is None:
+            raise ValueError(
+                f'{type(self).__name__} is diagonal in no fast basis; use method="torus" on a periodic grid or method="cosine" on any.'
+            )
+        values = self._eigenvalues()
+        if self.channels is None:
+            return values
+        values = values.expand(self.channels, *self.basis.modes)
+        if self.channel_matrix is not None:
+            diagonal = self.channel_matrix.diagonal()
+            if not torch.equal(self.channel_matrix, torch.diag(diagonal)):
+                raise ValueError(
+                    "eigenvalues: the channels are correlated, so that Γ is diagonal in the basis for no single channel; "
+                    "use spatialdiff.covariance.joint_spectrum, which rotates the channels."
+                )
+            values = values * diagonal.reshape(-1, *(1,) * self.domain.ndim)
+        return values
+
+    def spatial_eigenvalues(self) -> Tensor:
+        """Eigenvalues of the spatial part Γ_s, without the channel matrix: ``basis.modes`` or ``(C, *basis.modes)``."""
+        if self.basis is None:
+            raise ValueError(f"{type(self).__name__} is diagonal in no fast basis.")
+        return self._eigenvalues()
+
+    def _eigenvalues(self) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - only where basis is set
+
+    def to_dense(self) -> Tensor:
+        """Γ as a matrix ``(N, N)``, float64, ``N`` the number of entries of the event (row-major)."""
+        size = self.event_shape.numel()
+        eye = torch.eye(size, dtype=torch.float64, device=self.device)
+        dense = self.matmul(eye.reshape(size, *self.event_shape)).reshape(size, size)
+        return (dense + dense.T) / 2
+
+    def to_linear_operator(self) -> LinearOperator:
+        """Γ as a `linear_operator.LinearOperator` of shape ``(N, N)`` whose products go through `matmul`."""
+        from spatialdiff.covariance.linear import CovarianceOperator
+
+        return CovarianceOperator(torch.empty(0, dtype=self.dtype, device=self.device), covariance=self)
+
+    # ---- shared machinery ------------------------------------------------------------------------------------------------
+    def _event_axes(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.event_shape), 0))
+
+    def _check(self, x: Tensor, shape: torch.Size, what: str, *, finite: bool = False) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{what}: needs a real floating-point tensor, got {kind}.")
+        if x.shape[x.dim() - len(shape) :] != shape or x.dim() < len(shape):
+            expected = ", ".join(map(str, shape))
+            hint = ""
+            if self.channels is not None:
+                hint = f" (Γ has {self.channels} channels, then the axes of the grid)"
+            raise ValueError(f"{what}: needs shape (..., {expected}){hint}, got {tuple(x.shape)}.")
+        if x.device != self._anchor.device:
+            raise ValueError(f"{what}: the field is on {x.device}, Γ on {self.device}; move one of them with .to().")
+        if finite:
+            check_finite(x, what)
+
+    def _on_channels(self, x: Tensor, name: str) -> Tensor:
+        if self.channel_matrix is None:
+            return x
+        return channel_apply(self._factor(f"channel_{name}", x.dtype), x, self.domain.ndim)
+
+    def _compute_channel_matrix(self) -> Tensor:
+        assert self.channel_matrix is not None
+        return self.channel_matrix
+
+    def _compute_channel_root(self) -> Tensor:
+        return torch.linalg.cholesky(self._compute_channel_matrix())
+
+    def _compute_channel_inverse_root(self) -> Tensor:
+        return torch.linalg.inv(self._compute_channel_root())
+
+    def _compute_channel_inverse(self) -> Tensor:
+        return torch.cholesky_inverse(self._compute_channel_root())
+
+    def _tracked(self) -> list[Tensor]:
+        """What factors depend on."""
+        return [*self.parameters(), *(b for b in self.buffers() if b.is_floating_point())]
+
+    def _factor(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The factor that ``_compute_<name>`` gives in float64, cast to ``dtype``; cached unless a gradient is wanted."""
+        compute: Callable[[], Tensor] = getattr(self, f"_compute_{name}")
+        if torch.is_grad_enabled() and any(t.requires_grad for t in self._tracked()):
+            return compute().to(dtype)
+        self._forget_if_changed()
+        if (name, dtype) not in self._cache:
+            # a tensor made in inference mode could not be used in a graph later
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[name, dtype] = compute().to(dtype)
+        return self._cache[name, dtype]
+
+    def _forget_if_changed(self) -> None:
+        # by value: gpytorch writes parameters through `.data`, which version counters do not see
+        current = self._tracked()
+        same = len(current) == len(self._seen) and all(
+            a.device == b.device and a.shape == b.shape and torch.equal(a, b)
+            for a, b in zip(current, self._seen, strict=True)
+        )
+        if not same:
+            self._cache = {}
+            self._seen = [t.detach().clone() for t in current]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        anchor = fn(self._anchor)
+
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move_only, recurse)
+        self._anchor = anchor
+        self._cache, self._seen = {}, []
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}, "_seen": []}
+
+    def extra_repr(self) -> str:
+        return f"{self.domain}, channels={self.channels}"

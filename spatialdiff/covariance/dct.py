@@ -1,0 +1,92 @@
+r"""Orthonormal DCT-II over trailing axes: ``X_k = √((2-δ_{k0})/n) Σ_x x_x cos(π k (x + ½)/n)``.
+
+Two forms of the same map: a product with the ``n × n`` cosine matrix on short axes, and one FFT of the even-odd reordered input on long
+ones (Makhoul 1980). Both are differentiable by autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# up to this length a matrix product is faster than the FFT form on a CPU, see benchmarks/coloured_noise.py
+MATRIX_LIMIT = 128
+
+
+@lru_cache(maxsize=64)
+def cosine_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The orthonormal DCT-II as a matrix ``(n, n)``: row ``k`` is mode ``k``."""
+    with torch.inference_mode(False), torch.no_grad():
+        k = torch.arange(n, dtype=torch.float64)
+        # the angle's multiple of π/(2n) is a whole number, reduced exactly before the cosine
+        whole = (2 * k + 1)[None, :] * k[:, None] % (4 * n)
+        matrix = torch.cos(math.pi / (2 * n) * whole) * math.sqrt(2 / n)
+        matrix[0] /= math.sqrt(2)
+        return matrix.to(dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+def _twiddle(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        k = torch.arange(n, dtype=torch.float64)
+        scale = torch.full((n,), math.sqrt(2 / n), dtype=torch.float64)
+        scale[0] = math.sqrt(1 / n)
+        complex_type = torch.complex64 if dtype == torch.float32 else torch.complex128
+        return (torch.polar(scale, -math.pi * k / (2 * n))).to(dtype=complex_type, device=device)
+
+
+def _last_forward(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    order = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
+    half = torch.fft.rfft(order)
+    # the other half of the spectrum is the conjugate of this one
+    twiddle = _twiddle(n, x.dtype, x.device)
+    m = half.shape[-1]
+    low = (half * twiddle[:m]).real
+    high = (half[..., 1 : n - m + 1].flip(-1).conj() * twiddle[m:]).real
+    return torch.cat([low, high], dim=-1)
+
+
+def _last_inverse(c: Tensor) -> Tensor:
+    n = c.shape[-1]
+    m = n // 2 + 1
+    scale = 1 / _twiddle(n, c.dtype, c.device)
+    reflected = torch.cat([torch.zeros_like(c[..., :1]), c[..., 1:].flip(-1)], dim=-1)[..., :m]
+    # X_k = Re, and -X_{n-k} the imaginary part, of the rotated spectrum; both rows share one scale but at k = 0
+    spectrum = torch.complex(c[..., :m], -reflected) * (scale[:m] / 1.0)
+    order = torch.fft.irfft(spectrum, n=n)
+    out = torch.empty_like(c) if not c.requires_grad else c.new_zeros(c.shape)
+    front = (n + 1) // 2
+    out = torch.stack(
+        [order[..., :front], torch.nn.functional.pad(order[..., front:].flip(-1), (0, front - (n - front)))], dim=-1
+    ).flatten(-2)[..., :n]
+    return out
+
+
+def _along(x: Tensor, axis: int, *, inverse: bool) -> Tensor:
+    n = x.shape[axis]
+    if n <= MATRIX_LIMIT or x.dtype not in (torch.float32, torch.float64):
+        matrix = cosine_matrix(n, x.dtype, x.device)
+        if axis == -1:
+            return x @ (matrix if inverse else matrix.T)
+        flat = x.flatten(axis + 1)
+        return ((matrix.T if inverse else matrix) @ flat).reshape(x.shape)
+    moved = x.movedim(axis, -1)
+    return (_last_inverse(moved) if inverse else _last_forward(moved)).movedim(-1, axis)
+
+
+def dct(x: Tensor, ndim: int) -> Tensor:
+    """DCT-II over the last ``ndim`` axes, orthonormal; shape kept."""
+    for axis in range(-1, -ndim - 1, -1):
+        x = _along(x, axis, inverse=False)
+    return x
+
+
+def idct(c: Tensor, ndim: int) -> Tensor:
+    """Inverse (and transpose) of `dct`."""
+    for axis in range(-1, -ndim - 1, -1):
+        c = _along(c, axis, inverse=True)
+    return c

@@ -1,0 +1,122 @@
+r"""Γ diagonal in a fast basis: ``Γ_s = Φ diag(γ) Φᵀ``, and ``f(Γ_s) x`` is one `Basis.multiply` by ``f(γ)``.
+
+The root is the symmetric one, ``R = Γ^{1/2}``, so that ``z`` lives on the grid and `whiten` inverts `color`.
+"""
+
+from __future__ import annotations
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from spatialdiff.covariance.base import Channels, Covariance
+from spatialdiff.covariance.basis import Basis
+from spatialdiff.domains import Grid
+
+# eigenvalues between -TOLERANCE and 0 times the largest are rounding; below, the input is not a covariance
+TOLERANCE = 1e-10
+
+
+class SpectralCovariance(Covariance):
+    """What `TorusCovariance` and `CosineCovariance` share."""
+
+    basis: Basis
+    spectrum: Tensor | None
+    weights_: Tensor
+
+    def __init__(
+        self,
+        domain: Grid,
+        basis: Basis,
+        channels: Channels = None,
+        kernel: gpytorch.kernels.Kernel | None = None,
+        spectrum: Tensor | None = None,
+    ) -> None:
+        super().__init__(domain, channels, kernel)
+        self.basis = basis
+        self.register_buffer("spectrum", self._validated(spectrum))
+        self.register_buffer("weights_", basis.weights, persistent=False)
+
+    def _validated(self, spectrum: Tensor | None) -> Tensor | None:
+        if spectrum is None:
+            return None
+        name, modes = type(self).__name__, tuple(self.basis.modes)
+        values = torch.as_tensor(spectrum).detach().to(torch.float64).clone()
+        per_channel = values.dim() == len(modes) + 1
+        if values.shape[values.dim() - len(modes) :] != modes or values.dim() > len(modes) + 1:
+            raise ValueError(
+                f"{name}: the spectrum needs shape {modes}, or (C, {str(modes)[1:-1]}) for one per channel, got {tuple(values.shape)}."
+            )
+        if per_channel and self.channels != values.shape[0]:
+            raise ValueError(
+                f"{name}: {values.shape[0]} spectra for channels={self.channels}; give channels={values.shape[0]}."
+            )
+        if per_channel and self.channel_matrix is not None:
+            raise ValueError(f"{name}: give one spectrum per channel or a channel matrix, not both.")
+        if not bool((torch.isfinite(values) & (values >= 0)).all()):
+            raise ValueError(
+                f"{name}: the spectrum must be finite and non-negative; its smallest entry is {float(values.min()):.3g}."
+            )
+        return values
+
+    def _kernel_eigenvalues(self) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _compute_eigenvalues(self) -> Tensor:
+        if self.spectrum is not None:
+            return self.spectrum
+        values = self._kernel_eigenvalues()
+        smallest, largest = float(values.detach().min()), float(values.detach().max())
+        if smallest < -TOLERANCE * largest:
+            raise ValueError(
+                f"{type(self).__name__}: the kernel is not positive definite on this grid: smallest eigenvalue {smallest:.3g}, "
+                f"largest {largest:.3g}."
+            )
+        # what is left below 0 is rounding of an eigenvalue that is 0 to working precision
+        return values.clamp_min(0.0)
+
+    def _compute_root(self) -> Tensor:
+        values = self._factor("eigenvalues")
+        return torch.where(values > 0, torch.where(values > 0, values, 1.0).sqrt(), 0.0)
+
+    def _compute_inverse(self) -> Tensor:
+        return 1 / self._positive_eigenvalues()
+
+    def _compute_inverse_root(self) -> Tensor:
+        return self._positive_eigenvalues().rsqrt()
+
+    def _positive_eigenvalues(self) -> Tensor:
+        values = self._factor("eigenvalues")
+        detached = values.detach()
+        smallest, largest = float(detached.min()), float(detached.max())
+        if smallest <= torch.finfo(torch.float64).eps * largest:
+            raise ValueError(
+                f"Γ is singular to working precision: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}, "
+                f"{int((detached <= torch.finfo(torch.float64).eps * largest).sum())} of {detached.numel()} at or below rounding. "
+                "It can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or shorter one."
+            )
+        return values
+
+    def _color(self, z: Tensor) -> Tensor:
+        return self.basis.multiply(z, self._factor("root", z.dtype))
+
+    def _whiten(self, x: Tensor) -> Tensor:
+        return self.basis.multiply(x, self._factor("inverse_root", x.dtype))
+
+    def _matmul(self, x: Tensor) -> Tensor:
+        return self.basis.multiply(x, self._factor("eigenvalues", x.dtype))
+
+    def _solve(self, x: Tensor) -> Tensor:
+        return self.basis.multiply(x, self._factor("inverse", x.dtype))
+
+    def _log_det(self) -> Tensor:
+        logs = self.weights_ * self._positive_eigenvalues().log()
+        return logs.sum(tuple(range(-self.domain.ndim, 0)))
+
+    def _eigenvalues(self) -> Tensor:
+        return self._factor("eigenvalues")
+
+    def _condition_number(self) -> float:
+        values = self._factor("eigenvalues").detach()
+        smallest = float(values.min())
+        return float(values.max()) / smallest if smallest > 0 else float("inf")
