@@ -1,16 +1,16 @@
-"""How noise enters over time: schedules, noise processes, bridges, and the law of the state given the data."""
+"""How noise enters over time: schedules, processes, bridges, and the law of the state given the data."""
 
 from spatialdiff.processes.base import expand
+from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
 from spatialdiff.processes.bridges import Bridge, BrownianBridge, OrnsteinUhlenbeckBridge
 from spatialdiff.processes.couplings import (
-    BridgeLaw,
     Coupling,
     FixedPoint,
     IndependentField,
     Noised,
     Paired,
-    PairedLaw,
     as_coupling,
+    time_reversal,
 )
 from spatialdiff.processes.law import Law
 from spatialdiff.processes.noise import (
@@ -23,7 +23,13 @@ from spatialdiff.processes.noise import (
     Rectified,
 )
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
-from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta, GeometricBeta, LinearBeta
+from spatialdiff.processes.schedules import (
+    BetaSchedule,
+    ConstantBeta,
+    GeometricBeta,
+    LinearBeta,
+    ReversedBeta,
+)
 
 __all__ = [
     "VE",
@@ -51,7 +57,9 @@ __all__ = [
     "PairedLaw",
     "Rectified",
     "RectifiedPath",
+    "ReversedBeta",
     "SignalPath",
     "as_coupling",
     "expand",
+    "time_reversal",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from spatialdiff.covariance.checks import check_finite
 from spatialdiff.processes.schedules import as_times
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Times = Tensor | float
 
 
 def expand(coefficient: Tensor, field: Tensor) -> Tensor:
-    """Shape a coefficient per batch entry, ``()`` or ``(B,)``, so that it multiplies a field ``(B, K*C, *grid)``.
+    """Shape a coefficient, ``()`` or ``(B,)``, so that it multiplies a field ``(B, K*C, *grid)``.
 
     The result has the dtype and device of ``field``. Raises ``ValueError`` for any other shape.
     """
@@ -50,10 +51,10 @@ class Dynamics(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Coloured noise η = R z, shape ``(*shape, C, *grid)``; ``white`` fixes z (else drawn with ``generator``).
+        """Coloured noise η = R z, shape ``(*shape, C, *grid)``; z is ``white``, or drawn with ``generator``.
 
-        z has shape ``(*shape, C, *factor_shape)``, or ``(*shape, *factor_shape)`` where Γ itself has the channels.
-        Raises ``ValueError`` where ``channels`` or the shape of ``white`` contradict Γ.
+        z has shape ``(*shape, C, *factor_shape)``, or ``(*shape, *factor_shape)`` where Γ itself has the
+        channels. Raises ``ValueError`` where ``channels`` or the shape of ``white`` contradict Γ.
         """
         lead = (shape,) if isinstance(shape, int) else tuple(shape)
         own = self.covariance.channels
@@ -81,7 +82,7 @@ class Dynamics(nn.Module):
         return as_times(t, self.horizon, name)
 
     def ordered(self, first: Times, second: Times, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        """Two broadcast times, the first not after the second; raises ``ValueError`` naming them otherwise."""
+        """Two broadcast times, the first not after the second; raises ``ValueError`` otherwise."""
         early, late = torch.broadcast_tensors(self.times(first, names[0]), self.times(second, names[1]))
         if bool((early > late).any()):
             raise ValueError(
@@ -95,14 +96,16 @@ class Dynamics(nn.Module):
         grid = self.times(torch.as_tensor(times, dtype=torch.float64), "times")
         if grid.ndim != 1 or grid.numel() == 0 or bool((grid.diff() < 0).any()):
             raise ValueError(
-                f"times has shape {tuple(grid.shape)}; it must be a non-empty, non-decreasing vector of shape (T,)"
+                f"times has shape {tuple(grid.shape)}; "
+                "it must be a non-empty, non-decreasing vector of shape (T,)"
             )
         return grid
 
     def check_field(self, x: Tensor, name: str = "x") -> None:
-        """Raise unless ``x`` is a real floating-point field ``(B, C, *grid)`` of Γ's domain."""
+        """Raise unless ``x`` is a finite floating-point field ``(B, C, *grid)`` of Γ's domain."""
         shape = tuple(self.covariance.domain.shape)
         if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, C, *grid) with grid {shape}")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a floating-point field")
+        check_finite(x, name)

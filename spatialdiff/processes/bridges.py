@@ -7,11 +7,11 @@ For the reference :math:`dX = -\theta\beta X\,dt + \sqrt\beta\,\Gamma^{1/2}dW` w
 
 the bridge is :math:`X_t \sim N(c_0 x_0 + c_\tau x_\tau, v_b\,\Gamma)` with
 
-.. math:: c_0 = \frac{a(0,t)\,v(t,\tau)}{v(0,\tau)}, \qquad c_\tau = \frac{v(0,t)\,a(t,\tau)}{v(0,\tau)}, \qquad
-          v_b = \frac{v(0,t)\,v(t,\tau)}{v(0,\tau)}.
+.. math:: c_0 = \frac{a(0,t)\,v(t,\tau)}{v(0,\tau)}, \qquad
+          c_\tau = \frac{v(0,t)\,a(t,\tau)}{v(0,\tau)}, \qquad v_b = \frac{v(0,t)\,v(t,\tau)}{v(0,\tau)}.
 
-Mixing bridges over a coupling of the two ends gives a diffusion whose drift needs only :math:`E[X_\tau \mid X_t]`, and in
-which Γ cancels (Peluchetti, arXiv 2312.14589, the theorem on diffusion mixtures).
+Mixing bridges over a coupling of the two ends gives a diffusion whose drift needs only the posterior mean
+:math:`E[X_\tau \mid X_t]`: Γ cancels (Peluchetti, arXiv 2312.14589, the theorem on diffusion mixtures).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Bridge(Dynamics):
     Args:
         gamma: the spatial covariance Γ.
         rate: θ of the reversion -θ X (theory's α is -θ; 0 is Brownian motion; negative values repel).
-        schedule: β(t), whose horizon is the bridge's. Large β is a noisy bridge; β → 0 the straight line between the ends.
+        schedule: β(t), whose horizon is the bridge's. Large β is a noisy bridge; β → 0 the straight line
+            between the ends.
     """
 
     def __init__(self, gamma: Covariance, schedule: BetaSchedule, rate: float) -> None:
@@ -60,7 +61,7 @@ class Bridge(Dynamics):
         return phi[..., None, None], sigma[..., None, None]
 
     def coefficients(self, t: Times) -> tuple[Tensor, Tensor, Tensor]:
-        """``(c_0, c_τ, v_b)`` of ``X_t | x_0, x_τ ~ N(c_0 x_0 + c_τ x_τ, v_b Γ)``, each of the shape of ``t``."""
+        """``(c_0, c_τ, v_b)`` of ``X_t | x_0, x_τ ~ N(c_0 x_0 + c_τ x_τ, v_b Γ)``, shaped as ``t``."""
         return self.posterior(0.0, t)
 
     def coefficient_rates(self, t: Times) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +77,7 @@ class Bridge(Dynamics):
         return rate_0 / total, rate_1 / total, beta * (a_0**2 * v_1 - v_0 * a_1**2) / total
 
     def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
-        """The bridge step: scalars ``(A, b, V)`` of ``X_s | X_t, x_τ ~ N(A X_t + b x_τ, V Γ)``, ``t <= s <= horizon``.
+        """The bridge step: scalars ``(A, b, V)`` of ``X_s | X_t, x_τ ~ N(A X_t + b x_τ, V Γ)``, ``t <= s``.
 
         At ``s = horizon`` they are exactly ``(0, 1, 0)``. What came before ``X_t`` does not matter (Markov).
         """
@@ -100,8 +101,8 @@ class Bridge(Dynamics):
         a, v = self.reference(t, self.horizon)
         if bool((v <= 0).any()):
             raise ValueError(
-                f"the drift of a bridge is singular at its end t = {self.horizon:g}; take the last step with the bridge "
-                "solver (posterior), which returns the data exactly"
+                f"the drift of a bridge is singular at its end t = {self.horizon:g}; "
+                "take the last step with the bridge solver (posterior), which returns the data exactly"
             )
         return a, self.schedule.rate(t) * a / v
 
@@ -111,9 +112,10 @@ class Bridge(Dynamics):
         return expand(gain, x_t) * (x1 - expand(a, x_t) * x_t)
 
     def drift_target(self, x_t: Tensor, x1: Tensor, t: Times) -> Tensor:
-        """The full drift of the bridge, ``-rate β X_t + β a (x_τ - a X_t)/v``, with a and v from t to the end; no Γ.
+        """The full drift of the bridge, ``-rate β X_t + β a (x_τ - a X_t)/v``, a and v from t to the end.
 
-        With ``E[x_τ | X_t]`` for ``x1`` it is the drift of the bridge mixture. Raises ``ValueError`` at the end.
+        With ``E[x_τ | X_t]`` for ``x1`` it is the drift of the bridge mixture; Γ does not appear.
+        Raises ``ValueError`` at the end, where it is singular.
         """
         pull = self.drift_adjustment(x_t, x1, t)
         return pull + expand(self.path.drift_rate(self.times(t)), x_t) * x_t
@@ -127,7 +129,7 @@ class Bridge(Dynamics):
         white: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw ``X_t = c_0 x_0 + c_τ x_τ + √v_b η``; return ``(X_t, η)``, η ~ N(0, Γ), both of the shape of ``x1``.
+        """Draw ``X_t = c_0 x_0 + c_τ x_τ + √v_b η``; return ``(X_t, η)``, η ~ N(0, Γ), both shaped as ``x1``.
 
         Args:
             x0, x1: the two ends, ``(B, C, *grid)`` each; t: times, scalar or ``(B,)``.
@@ -150,7 +152,7 @@ class Bridge(Dynamics):
         white: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Exact bridge paths from ``x0`` at 0 to ``x1`` at the horizon, at increasing ``times``: ``(T, B, C, *grid)``."""
+        """Exact paths from ``x0`` to ``x1`` at increasing ``times`` ``(T,)``: shape ``(T, B, C, *grid)``."""
         self._check_ends(x0, x1)
         grid = self.increasing(times)
         states = []
@@ -183,10 +185,11 @@ class Bridge(Dynamics):
 
 
 class BrownianBridge(Bridge):
-    """The bridge of Brownian motion ``dX = √β Γ^{1/2} dW``: c_τ = B(t)/B(τ), c_0 = 1 - c_τ, v_b = B(τ) c_0 c_τ.
+    """The bridge of ``dX = √β Γ^{1/2} dW``: c_τ = B(t)/B(τ), c_0 = 1 - c_τ, v_b = B(τ) c_0 c_τ.
 
-    β = 1 on ``[0, horizon]``, or the given ``schedule`` (with its own horizon). As β → 0 the bridge becomes the straight
-    line between the ends, the interpolant of flow matching, with a coloured source where x_0 is coloured.
+    β = 1 on ``[0, horizon]``, or the given ``schedule`` (with its own horizon). As β → 0 the bridge becomes
+    the straight line between the ends, the interpolant of flow matching, with a coloured source where x_0 is
+    coloured.
     """
 
     def __init__(
@@ -196,7 +199,7 @@ class BrownianBridge(Bridge):
 
 
 class OrnsteinUhlenbeckBridge(Bridge):
-    """The bridge of ``dX = -rate β X dt + √β Γ^{1/2} dW``, β = 1 on ``[0, horizon]`` or the given ``schedule``.
+    """The bridge of ``dX = -rate β X dt + √β Γ^{1/2} dW``, β as for ``BrownianBridge``.
 
     ``rate`` 0.5 is theory's α = -1/2, whose stationary law is N(0, Γ).
     """

@@ -1,18 +1,18 @@
-r"""The law of the state given the data endpoint: all that a denoiser, an objective and a sampler need to know.
+r"""The law of the state given the data endpoint: all that denoisers, objectives and samplers need.
 
 .. math:: u_t \mid x \sim N(\alpha_t x + o_t,\; \sigma_t^2\, \Gamma), \qquad
           u_s \mid u_t, x \sim N(A u_t + b x,\; V\, \Gamma)
 
-for ``t`` on the way from ``start_time`` to ``end_time``, where the state becomes the data. A noise process runs from
-``T`` down to ``0``, a bridge from ``0`` up to its horizon; nothing else tells them apart. With the posterior mean
-:math:`D(u, t) = E[x \mid u_t = u]` in the place of the data,
+for ``t`` on the way from ``start_time`` to ``end_time``, where the state becomes the data. A noise process
+runs from ``T`` down to ``0``, a bridge from ``0`` up to its horizon; nothing else tells them apart. With the
+posterior mean :math:`D(u, t) = E[x \mid u_t = u]` in the place of the data,
 
 .. math:: \Gamma \nabla \log q_t(u) = -(u - \alpha_t D - o_t)/\sigma_t^2,
 
 and no Γ⁻¹ is needed anywhere except in the score itself.
 
-The methods below are those of one variable per site (``variables == 1``); ``marginal`` and ``posterior`` already
-return ``K×K`` matrices.
+The methods below are those of one variable per site (``variables == 1``); ``marginal`` and ``posterior``
+already return ``K×K`` matrices.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ if TYPE_CHECKING:
 class Law(Dynamics, ABC):
     r"""The Gaussian law of the state :math:`u_t` given the data ``x``, and the steps that lead to the data.
 
-    Times are scalars or tensors ``(B,)`` in ``[0, horizon]``; every coefficient is returned in float64 with the shape
-    of ``t``; fields are ``(B, K*C, *grid)`` and keep their dtype.
+    Times are scalars or tensors ``(B,)`` in ``[0, horizon]``; every coefficient is returned in float64 with
+    the shape of ``t``; fields are ``(B, K*C, *grid)`` and keep their dtype.
 
     Attributes:
         covariance: Γ.
         variables: K, the variables per site (1 here).
         horizon: the largest time.
-        start_time, end_time: a sampler runs from the first to the second; at ``end_time`` the state is the data.
-        sde_start_time: where an Euler–Maruyama scheme may start: ``start_time``, or slightly inside of it where the
-            drift of the SDE is singular at ``start_time`` (``Cosine``, ``Rectified``).
+        start_time, end_time: a sampler runs from the first to the second, where the state is the data.
+        sde_start_time: where an Euler–Maruyama scheme may start: ``start_time``, or slightly inside of it
+            where the drift of the SDE is singular at ``start_time`` (``Cosine``, ``Rectified``).
         deterministic_flow: False where no probability flow exists (a bridge from a fixed point).
-        closed_form: False where the law given the data alone is not the Gaussian above (paired bridges, whose ``alpha``
-            and ``sigma`` are those given both ends; ``offset`` and what builds on it then needs the other end).
+        closed_form: False where the law given the data alone is not the Gaussian above (paired bridges, whose
+            ``alpha`` and ``sigma`` are those given both ends; ``offset`` and what builds on it then needs the
+            other end).
     """
 
     variables: int = 1
@@ -57,7 +58,7 @@ class Law(Dynamics, ABC):
         self.start_time = float(start_time)
         self.end_time = float(end_time)
 
-    # -- coefficients -------------------------------------------------------------------------------------------------
+    # -- coefficients ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def alpha(self, t: Times) -> Tensor:
@@ -85,7 +86,7 @@ class Law(Dynamics, ABC):
 
     @abstractmethod
     def step(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
-        """The scalars ``(A, b, V)`` of ``u_s | u_t, x ~ N(A u_t + b x, V Γ)``, ``s`` between ``t`` and ``end_time``.
+        """The scalars ``(A, b, V)`` of ``u_s | u_t, x ~ N(A u_t + b x, V Γ)``, s between t and the end.
 
         At ``s = end_time`` they are exactly ``(0, 1, 0)``: the state becomes the data.
         """
@@ -98,7 +99,8 @@ class Law(Dynamics, ABC):
     def reverse_drift(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
         """Drift of the SDE that leads to the data, per unit of time *elapsed* on the way from start to end.
 
-        One Euler–Maruyama step from t to s is ``u + reverse_drift(u, D(u, t), t) |s - t| + g(t) sqrt(|s - t|) η``,
+        One Euler–Maruyama step from t to s is
+        ``u + reverse_drift(u, D(u, t), t) |s - t| + g(t) sqrt(|s - t|) η``,
         for a process that runs backward in t as for a bridge that runs forward.
         """
 
@@ -107,7 +109,7 @@ class Law(Dynamics, ABC):
         return self.variance(t).sqrt()
 
     def offset(self, t: Times) -> Tensor:
-        """o_t, the part of the mean that is not the data's: float64, broadcastable to ``(B, K*C, *grid)``; here 0."""
+        """o_t, the rest of the mean: float64, broadcastable to ``(B, K*C, *grid)``; here 0."""
         return torch.zeros((), dtype=torch.float64, device=self.times(t).device)
 
     def offset_rate(self, t: Times) -> Tensor:
@@ -118,7 +120,7 @@ class Law(Dynamics, ABC):
         """(a, b) of the velocity prediction target ``a x + b η`` (Salimans & Ho 2022: (-σ, α))."""
         return -self.sigma(t), self.alpha(t)
 
-    # -- matrices -----------------------------------------------------------------------------------------------------
+    # -- matrices -------------------------------------------------------------------------------------------
 
     def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
         """φ ``(*t, K)`` and Σ ``(*t, K, K)`` of ``u_t | x ~ N(φ ⊗ x + o_t, Σ ⊗ Γ)``."""
@@ -127,24 +129,25 @@ class Law(Dynamics, ABC):
     def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
         """A ``(*t, K, K)``, b ``(*t, K)``, V ``(*t, K, K)`` of ``u_s | u_t, x ~ N(A u_t + b x, V ⊗ Γ)``.
 
-        ``s`` lies between ``t`` and ``end_time``; at ``end_time`` the step returns the data exactly (A = V = 0, b = 1).
+        ``s`` lies between ``t`` and ``end_time``; at ``end_time`` the step returns the data exactly
+        (A = V = 0, b = 1).
         """
         a, b, v = self.step(t, s)
         return a[..., None, None], b[..., None], v[..., None, None]
 
-    # -- fields -------------------------------------------------------------------------------------------------------
+    # -- fields ---------------------------------------------------------------------------------------------
 
     def mean(self, data: Tensor, t: Times) -> Tensor:
         """α_t x + o_t, shape of ``data``."""
         return expand(self.alpha(t), data) * data + self.offset(t).to(device=data.device, dtype=data.dtype)
 
     def gamma_score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
-        """Γ∇log q(u_t | x) = -(u - α_t x - o_t)/σ_t²; with D(u, t) for ``data``, that of the marginal. No solve."""
+        """Γ∇log q(u_t | x) = -(u - α_t x - o_t)/σ_t²; that of the marginal where ``data`` is D(u, t)."""
         variance = self.variance(t)
         if bool((variance <= 0).any()):
             raise ValueError(
-                "the score does not exist where sigma(t) = 0 (at the data end, or at a fixed starting point); "
-                "evaluate it at a time inside"
+                "the score does not exist where sigma(t) = 0 "
+                "(at the data end, or at a fixed starting point); evaluate it at a time inside"
             )
         return (self.mean(data, t) - u) / expand(variance, u)
 
@@ -159,19 +162,19 @@ class Law(Dynamics, ABC):
     def velocity(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
         r"""du/dt of the probability flow with the data at ``data``: α̇ x + ȯ + σ̇ (u - α x - o)/σ.
 
-        Per unit of ``t`` itself, so a step from t to s is ``u + (s - t) velocity``. Raises ``RuntimeError`` for a law
-        without a deterministic flow, ``ValueError`` where σ_t = 0.
+        Per unit of ``t`` itself, so a step from t to s is ``u + (s - t) velocity``. Raises ``RuntimeError``
+        for a law without a deterministic flow, ``ValueError`` where σ_t = 0.
         """
         if not self.deterministic_flow:
             raise RuntimeError(
-                f"{type(self).__name__} has no probability flow: its start is a point, and only noise leads away "
-                "from it; use a stochastic solver ('bridge' or 'euler_maruyama'), or an IndependentField coupling"
+                f"{type(self).__name__} has no probability flow: its start is a point, from which only noise "
+                "leads away; use a stochastic solver ('bridge' or 'euler_maruyama'), or IndependentField"
             )
         rate = expand(self.sigma_rate(t), u) * self.noise(u, t, data)
         moving = expand(self.alpha_rate(t), u) * data + self.offset_rate(t).to(device=u.device, dtype=u.dtype)
         return moving + rate
 
-    # -- randomness ---------------------------------------------------------------------------------------------------
+    # -- randomness -----------------------------------------------------------------------------------------
 
     def start(
         self,
@@ -186,14 +189,18 @@ class Law(Dynamics, ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        r"""A coloured state at ``start_time`` (or ``time``): ``N(α μ + o, σ² Γ + α² C)``, shape ``(*shape, C, *grid)``.
+        r"""A coloured state at ``start_time`` (or ``time``): ``N(α μ + o, σ² Γ + α² C)``.
+
+        Shape ``(*shape, C, *grid)``.
 
         Args:
             shape: batch shape; channels: C.
             time: where to start, e.g. ``sde_start_time``.
-            data: ``(mean, covariance)`` of the data where known: then the start is the exact Gaussian marginal; with
-                covariance ``None`` or without ``data`` the term α²C (and μ) is left out, as is usual.
-            initial: the states themselves, for a coupling that cannot draw them (``Paired``); refused by the others.
+            data: ``(mean, covariance)`` of the data where known: then the start is the exact Gaussian
+                marginal; with covariance ``None`` or without ``data`` the term α²C (and μ) is left out, as is
+                usual.
+            initial: the states themselves, for a coupling that cannot draw them (``Paired``); refused by the
+                others.
             white: the white noise behind σ η, see ``draw``; generator, dtype, device: of the draws.
         """
         if initial is not None:

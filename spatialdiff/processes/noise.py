@@ -1,9 +1,10 @@
 r"""Noise processes with one variable per site: data at time 0, coloured noise at the horizon.
 
-.. math:: du = f(t)\,u\,dt + g(t)\,\Gamma^{1/2} dW, \qquad u_0 = x, \qquad u_t \mid x \sim N(\alpha_t x, \sigma_t^2\,\Gamma).
+.. math:: du = f(t)\,u\,dt + g(t)\,\Gamma^{1/2} dW, \qquad u_0 = x,
+          \qquad u_t \mid x \sim N(\alpha_t x, \sigma_t^2\,\Gamma).
 
-Γ enters every draw through one multiplication by its root R, and no coefficient depends on it. For constant Γ these are
-white-noise diffusions of Γ^{-1/2}x: the whitening equivalence that the tests rest on.
+Γ enters every draw through one multiplication by its root R, and no coefficient depends on it. For constant Γ
+these are white-noise diffusions of Γ^{-1/2}x: the whitening equivalence that the tests rest on.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 class NoiseProcess(Law):
     r"""The process of a signal path (α_t, σ_t) with spatial covariance Γ (``gamma``).
 
-    ``schedule`` is the path: ``schedule.rate(t)`` is g², ``schedule.integral(t)`` its integral (β and B(t) for the
-    processes with a β schedule).
+    ``schedule`` is the path: ``schedule.rate(t)`` is g², ``schedule.integral(t)`` its integral (β and B(t)
+    for the processes with a β schedule).
     """
 
     def __init__(self, gamma: Covariance, schedule: SignalPath) -> None:
@@ -77,8 +78,9 @@ class NoiseProcess(Law):
         times = self.times(t)
         if self.schedule.sde_limit < self.horizon and bool((times >= self.horizon).any()):
             raise ValueError(
-                f"the SDE of {type(self).__name__} is singular at t = {self.horizon:g}, where alpha is 0; start an SDE "
-                f"solver at sde_start_time = {self.sde_start_time:.4f}, or use posterior steps or the velocity"
+                f"the SDE of {type(self).__name__} is singular at t = {self.horizon:g}, where alpha is 0; "
+                f"start an SDE solver at sde_start_time = {self.sde_start_time:.4f}, "
+                "or use posterior steps or the velocity"
             )
         return times
 
@@ -90,7 +92,7 @@ class NoiseProcess(Law):
         return self.schedule.rate(self._inside_sde(t)).sqrt()
 
     def reverse_drift(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
-        """-f u + g² Γ∇log q, per unit of time elapsed backward (Anderson 1982; Song et al. 2021, equation 6)."""
+        """-f u + g² Γ∇log q, per unit of time elapsed backward (Song et al. 2021, equation 6)."""
         rate = self.schedule.rate(self._inside_sde(t))
         return expand(rate, u) * self.gamma_score(u, t, data) - self.drift(u, t)
 
@@ -152,7 +154,7 @@ class NoiseProcess(Law):
 class VP(NoiseProcess):
     """Variance preserving: ``du = -β/2 u dt + √β Γ^{1/2} dW``, β linear; stationary law N(0, Γ).
 
-    Song et al. 2021, arXiv 2011.13456, equation 11. ``schedule`` replaces the linear β (its horizon is then used).
+    Song et al. 2021, arXiv 2011.13456, equation 11. ``schedule`` replaces the linear β.
     """
 
     def __init__(
@@ -170,8 +172,8 @@ class VP(NoiseProcess):
 class VE(NoiseProcess):
     """Variance exploding: α = 1, σ_t² = σ²(t) - σ²(0) with σ(t) = σ_min (σ_max/σ_min)^t.
 
-    Song et al. 2021, arXiv 2011.13456, equation 9: Brownian motion under B(t) = σ²(t) - σ²(0). Standard deviations
-    are in units of Γ's: with Γ of unit variance they are those of the noise at one site.
+    Song et al. 2021, arXiv 2011.13456, equation 9: Brownian motion under B(t) = σ²(t) - σ²(0). Standard
+    deviations are in units of Γ's: with Γ of unit variance they are those of the noise at one site.
     """
 
     def __init__(self, gamma: Covariance, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
@@ -186,7 +188,7 @@ class Cosine(NoiseProcess):
 
 
 class Rectified(NoiseProcess):
-    """α = 1 - t, σ = t on [0, 1], velocity target η - x; see ``RectifiedPath`` for the source and the end at t = 1."""
+    """α = 1 - t, σ = t on [0, 1], velocity target η - x; see ``RectifiedPath`` for the source."""
 
     def __init__(self, gamma: Covariance) -> None:
         super().__init__(gamma, RectifiedPath())
@@ -207,10 +209,10 @@ class BrownianMotion(NoiseProcess):
 
 
 class OrnsteinUhlenbeck(NoiseProcess):
-    """``du = -rate β u dt + √β Γ^{1/2} dW``: stationary law N(0, Γ/(2 rate)), β = 1 or the given ``schedule``.
+    """``du = -rate β u dt + √β Γ^{1/2} dW``: stationary law N(0, Γ/(2 rate)), β = 1 by default.
 
-    ``rate`` is θ > 0 of the reversion -θ u (theory's α is -θ): 0.5 has the stationary law N(0, Γ). The default horizon
-    leaves α_T = e^{-5}, as VP does.
+    ``rate`` is θ > 0 of the reversion -θ u (theory's α is -θ): 0.5 has the stationary law N(0, Γ). The
+    default horizon leaves α_T = e^{-5}, as VP does.
     """
 
     def __init__(

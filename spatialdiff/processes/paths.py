@@ -1,10 +1,11 @@
-r"""Signal and noise over time: every scalar process is a pair (α_t, σ_t) with decreasing signal-to-noise ratio.
+r"""Signal and noise over time: a scalar process is a pair (α_t, σ_t) of decreasing signal-to-noise ratio.
 
 .. math:: u_t \mid u_s \sim N(\Phi u_s, \Sigma\,\Gamma), \qquad \Phi = \alpha_t/\alpha_s, \quad
           \Sigma = \sigma_t^2 - \Phi^2 \sigma_s^2,
 
 the law of :math:`du = f u\,dt + g\,\Gamma^{1/2} dW` with :math:`f = \dot\alpha/\alpha` and
-:math:`g^2 = d\sigma^2/dt - 2 f \sigma^2`. Each path writes Σ(s, t) in a form that does not cancel. All float64.
+:math:`g^2 = d\sigma^2/dt - 2 f \sigma^2`. Each path writes Σ(s, t) in a form that does not cancel.
+All is float64.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def relative_expm1(z: Tensor) -> Tensor:
 
 
 class SignalPath(ABC):
-    """α_t and σ_t² on ``[0, horizon]``, from (1, 0); ``rate`` is g², the squared diffusion, and ``integral`` its integral."""
+    """α_t and σ_t² on ``[0, horizon]``, from (1, 0) at t = 0."""
 
     #: the last time at which f and g are finite enough for an SDE solver
     sde_limit: float
@@ -77,7 +78,7 @@ class SignalPath(ABC):
 
 
 class LinearPath(SignalPath):
-    r"""``du = -θ β u dt + √β Γ^{1/2} dW``: α = e^{-θB}, Σ = (1 - e^{-2θb})/(2θ), or b where θ = 0; b = B(t) - B(s).
+    r"""``du = -θ β u dt + √β Γ^{1/2} dW``: Φ = e^{-θb}, Σ = (1 - e^{-2θb})/(2θ), b = B(t) - B(s).
 
     θ = 1/2 is VP, θ = 0 Brownian motion and VE, any other θ > 0 an Ornstein–Uhlenbeck process.
     """
@@ -136,8 +137,9 @@ class LinearPath(SignalPath):
 class CosinePath(SignalPath):
     r"""α = cos(πt/2), σ = sin(πt/2) on [0, 1]: variance preserving, with β = π tan(πt/2).
 
-    The plain cosine of Nichol & Dhariwal 2021 (arXiv 2102.09672, equation 17) without their offset, since the closed forms
-    here need none at t = 0. Σ(s, t) = sin(π(t-s)/2) sin(π(t+s)/2)/cos²(πs/2). At t = 1, α = 0 and the SDE is singular.
+    The plain cosine of Nichol & Dhariwal 2021 (arXiv 2102.09672, equation 17) without their offset, since the
+    closed forms here need none at t = 0. Σ(s, t) = sin(π(t-s)/2) sin(π(t+s)/2)/cos²(πs/2). At t = 1, α = 0
+    and the SDE is singular.
     """
 
     def __init__(self) -> None:
@@ -188,7 +190,7 @@ class CosinePath(SignalPath):
 
 
 class RectifiedPath(SignalPath):
-    r"""α = 1 - t, σ = t on [0, 1]: straight lines from data to noise (Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2022).
+    r"""α = 1 - t, σ = t on [0, 1]: straight lines from data to noise (Liu et al. 2022, arXiv 2209.03003).
 
     f = -1/(1-t), g² = 2t/(1-t), Σ(s, t) = (t-s)(s+t-2st)/(1-s)². At t = 1, α = 0 and the SDE is singular.
     """

@@ -1,10 +1,12 @@
 r"""Time changes: the rate β(t) at which a process runs, its integral and the inverse of the integral.
 
-A linear noise process :math:`du = \beta(t) A u\,dt + \sqrt{\beta(t)}\,\Gamma^{1/2} dW` depends on time only through
+A linear noise process :math:`du = \beta(t) A u\,dt + \sqrt{\beta(t)}\,\Gamma^{1/2} dW` sees
+time only through
 
 .. math:: B(t) = \int_0^t \beta(r)\,dr, \qquad t \in [0, T],
 
-so a schedule is the three functions :math:`\beta`, :math:`B` and :math:`B^{-1}`, in float64 and differentiable in ``t``.
+so a schedule is the three functions :math:`\beta`, :math:`B` and :math:`B^{-1}`,
+in float64 and differentiable in ``t``.
 """
 
 from __future__ import annotations
@@ -146,3 +148,27 @@ class GeometricBeta(BetaSchedule):
 
     def __repr__(self) -> str:
         return f"GeometricBeta({self.sigma_min:g}, {self.sigma_max:g}, horizon={self.horizon:g})"
+
+
+class ReversedBeta(BetaSchedule):
+    """β(T - t) of another schedule: the same process with time run backward."""
+
+    def __init__(self, schedule: BetaSchedule) -> None:
+        super().__init__(schedule.horizon)
+        self.schedule = schedule
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.schedule.rate(self.horizon - t)
+
+    def integral(self, t: Tensor) -> Tensor:
+        return self.between(torch.zeros_like(t), t)
+
+    def time_of_integral(self, b: Tensor) -> Tensor:
+        total = self.schedule.integral(torch.full_like(b, self.horizon))
+        return self.horizon - self.schedule.time_of_integral(total - b)
+
+    def between(self, s: Tensor, t: Tensor) -> Tensor:
+        return self.schedule.between(self.horizon - t, self.horizon - s)
+
+    def __repr__(self) -> str:
+        return f"ReversedBeta({self.schedule!r})"
