@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.checks import check_finite
 from spatialdiff.processes.schedules import as_times
-
-if TYPE_CHECKING:
-    from spatialdiff.covariance import Covariance
 
 Times = Tensor | float
 
@@ -38,6 +35,11 @@ class Dynamics(nn.Module):
 
     def __init__(self, covariance: Covariance, horizon: float) -> None:
         super().__init__()
+        if not isinstance(covariance, Covariance):
+            raise TypeError(
+                f"{type(self).__name__} needs a Covariance, got {type(covariance).__name__}; "
+                "build one with spatialdiff.covariance(kernel, grid)"
+            )
         self.covariance = covariance
         self.horizon = float(horizon)
 

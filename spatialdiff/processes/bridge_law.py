@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from spatialdiff.covariance import Covariance
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.bridges import Bridge
 from spatialdiff.processes.law import Law
-
-if TYPE_CHECKING:
-    from spatialdiff.covariance import Covariance
 
 
 class BridgeLaw(Law):

@@ -18,17 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from spatialdiff.covariance import Covariance
 from spatialdiff.processes.base import Dynamics, Times, expand
 from spatialdiff.processes.paths import LinearPath
 from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta
-
-if TYPE_CHECKING:
-    from spatialdiff.covariance import Covariance
 
 
 class Bridge(Dynamics):

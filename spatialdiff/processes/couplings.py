@@ -210,10 +210,10 @@ def as_coupling(coupling: Coupling | str) -> Coupling:
 
 
 def time_reversal(process: NoiseProcess) -> tuple[Bridge, Noised]:
-    r"""The bridge and the coupling whose mixture is the reverse-time SDE of ``process``, at bridge time T - t.
+    r"""The bridge and the coupling whose mixture, at time T - t, is the reverse-time SDE of ``process``.
 
-    The path from noised to clean data, given both, is a bridge of the same reference under the reversed β; and with
-    :math:`\sigma_t^2 = (1 - \alpha_t^2)/(2\theta)` the drift of the mixture,
+    The path from noised to clean data, given both, is a bridge of the same reference under the reversed β;
+    and with :math:`\sigma_t^2 = (1 - \alpha_t^2)/(2\theta)` the drift of the mixture,
     :math:`-\theta\beta X + \beta\alpha_t(D - \alpha_t X)/\sigma_t^2`, is that of the reverse SDE,
     :math:`\theta\beta X + \beta(\alpha_t D - X)/\sigma_t^2`.
 

@@ -19,15 +19,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from spatialdiff.covariance import Covariance
 from spatialdiff.processes.base import Dynamics, Times, expand
-
-if TYPE_CHECKING:
-    from spatialdiff.covariance import Covariance
 
 
 class Law(Dynamics, ABC):

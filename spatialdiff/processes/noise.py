@@ -10,18 +10,15 @@ these are white-noise diffusions of Γ^{-1/2}x: the whitening equivalence that t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from spatialdiff.covariance import Covariance
 from spatialdiff.processes.base import Times, expand
 from spatialdiff.processes.law import Law
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
 from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta, GeometricBeta, LinearBeta, positive
-
-if TYPE_CHECKING:
-    from spatialdiff.covariance import Covariance
 
 
 class NoiseProcess(Law):
