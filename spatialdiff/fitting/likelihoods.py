@@ -1,0 +1,262 @@
+r"""Gaussian log-likelihoods of replicated fields, as functions of a kernel's parameters.
+
+Dense, with :math:`M` the second-moment matrix of the :math:`N` centred fields (per channel):
+
+.. math:: \ell = -\tfrac{N}{2}\left[\,n\log 2\pi + \log\det\Gamma + \operatorname{tr}(\Gamma^{-1} M)\right]
+
+Only a factor :math:`M = QQ^T` of rank :math:`\min(NC, n)` is kept, so a call costs one Cholesky factorisation whatever the number of
+fields. With a constant mean its generalised-least-squares estimate is profiled out:
+:math:`\operatorname{tr}(\Gamma^{-1}M)` loses :math:`(1^T\Gamma^{-1}\bar e)^2 / 1^T\Gamma^{-1}1`.
+
+Spectral, with periodogram sums :math:`P_k`, counts :math:`\nu_k` and a density :math:`f` (see :mod:`.spectra`):
+
+.. math:: \ell = -\tfrac12 \sum_k \left[\nu_k \log 2\pi f_k + P_k / f_k\right]
+
+This is the exact likelihood on a torus (`f` the eigenvalues) and Whittle's elsewhere. With a mean per site, both are restricted
+likelihoods: of the :math:`N - 1` contrasts that are free of the mean.
+
+Sources: Whittle 1954; Guinness & Fuentes 2017; Sykulski et al. 2019; Rasmussen & Williams 2006, eq. 2.30 and 2.43.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spatialdiff.domains import Grid
+from spatialdiff.fitting.parameters import KernelParameters
+from spatialdiff.fitting.replicates import Replicates
+from spatialdiff.fitting.spectra import (
+    CovarianceTable,
+    axis_tapers,
+    embedding_weights,
+    expected_weights,
+    folded_covariance,
+    images_needed,
+    lattice_weights,
+    outer,
+    periodogram,
+    spectral_density,
+)
+
+_MAX_LAGS = 6_000_000
+_PROBES = 32
+
+
+class NotPositiveDefiniteError(RuntimeError):
+    """The covariance is numerically singular at these parameters, or too wide to be summed over the images of the grid."""
+
+
+class Likelihood(Protocol):
+    """A log-likelihood in nats as a differentiable function of the vector of free parameters."""
+
+    model: KernelParameters
+    data: Replicates
+
+    def __call__(self, theta: Tensor) -> Tensor: ...
+
+    def mean_variance(self, theta: Tensor) -> tuple[float, float]:
+        """Model variance of the domain mean, and of a site averaged over the domain."""
+        ...
+
+    def score_covariance(self, theta: Tensor) -> Tensor | None:
+        """Covariance of the gradient under the model, where it is not the information matrix; else ``None``."""
+        ...
+
+
+class DenseLikelihood:
+    """Exact likelihood by Cholesky factorisation; any kernel, any grid (periodic axes by the periodised covariance)."""
+
+    def __init__(self, model: KernelParameters, data: Replicates) -> None:
+        self.model, self.data = model, data
+        n = data.grid.size
+        flat = data.values.reshape(-1, n)
+        self._points = data.grid.coordinates().reshape(n, -1)
+        self.stationary = model.is_stationary(model.start(), self._points)
+        if not self.stationary and any(data.grid.periodic):
+            raise ValueError("on a grid with a periodic axis the kernel must be stationary: k(x, x') a function of x - x'")
+        if len(flat) > n:
+            values, vectors = torch.linalg.eigh(flat.T @ flat / data.count)
+            self._root = vectors * values.clamp(min=0.0).sqrt()
+        else:
+            self._root = flat.T / math.sqrt(data.count)
+        self._site_means = data.values.mean(dim=0).reshape(data.channels, n).T
+        self._index = _lag_index(data)
+
+    def covariance(self, theta: Tensor) -> Tensor:
+        """``Γ(θ)``, shape ``(n, n)``."""
+        if not self.stationary:
+            return self.model.matrix(theta, self._points)
+        table = folded_covariance(_table(self.model, theta, self.data.grid), embedding_weights(self.data.grid))
+        return table.reshape(-1)[self._index]
+
+    def _factor(self, theta: Tensor) -> Tensor:
+        covariance = self.covariance(theta)
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if int(info) or not bool(torch.isfinite(factor).all()):
+            raise NotPositiveDefiniteError
+        # below this, rounding decides the factor's last pivots and the gradient is noise
+        pivots = factor.detach().diagonal()
+        if float(pivots.min() / pivots.max()) ** 2 < 1e-13:
+            raise NotPositiveDefiniteError
+        return factor
+
+    def _mean_terms(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        ones = torch.ones(len(factor), 1, dtype=torch.float64)
+        solved = torch.cholesky_solve(ones, factor)
+        return solved.sum(), (solved * self._site_means).sum(dim=0)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        factor = self._factor(theta)
+        data = self.data
+        n, count, channels = data.grid.size, data.count, data.channels
+        whitened = torch.linalg.solve_triangular(factor, self._root, upper=False)
+        quadratic = count * whitened.square().sum()
+        if data.mean_model == "constant":
+            norm, projections = self._mean_terms(factor)
+            quadratic = quadratic - count * (projections.square() / norm).sum()
+        log_det = 2.0 * factor.diagonal().log().sum()
+        return -0.5 * (count * channels * (n * math.log(2.0 * math.pi) + log_det) + quadratic)
+
+    def mean(self, theta: Tensor) -> Tensor:
+        """The profiled (generalised least squares) constant mean, added to the average that was taken off."""
+        if self.data.mean_model != "constant":
+            return self.data.mean
+        with torch.no_grad():
+            norm, projections = self._mean_terms(self._factor(theta))
+        return self.data.mean + (projections / norm).reshape(self.data.mean.shape)
+
+    def mean_variance(self, theta: Tensor) -> tuple[float, float]:
+        with torch.no_grad():
+            covariance = self.covariance(theta)
+        return float(covariance.mean()), float(covariance.diagonal().mean())
+
+    def score_covariance(self, theta: Tensor) -> Tensor | None:
+        return None
+
+
+class SpectralLikelihood:
+    """Likelihood of the Fourier coefficients: exact on a torus (``density="lattice"``, no taper), Whittle's elsewhere.
+
+    Args:
+        model: the kernel.
+        data: the fields.
+        density: ``"expected"`` (expectation of the periodogram) or ``"lattice"`` (aliased density of the infinite lattice).
+        taper: share of the sites of each non-periodic axis under a cosine bell.
+        exact: count every replicate at the domain mean, as the likelihood with a profiled mean does (torus); otherwise the
+            domain mean loses the replicate that went into the mean.
+    """
+
+    def __init__(
+        self, model: KernelParameters, data: Replicates, density: str = "expected", taper: float = 0.0, exact: bool = False
+    ) -> None:
+        self.model, self.data, self.density, self.taper, self.exact = model, data, density, taper, exact
+        if density not in ("expected", "lattice"):
+            raise ValueError(f"density must be 'expected' or 'lattice', got {density!r}")
+        points = data.grid.coordinates().reshape(data.grid.size, -1)
+        if not model.is_stationary(model.start(), points):
+            raise ValueError(
+                "the kernel is not stationary (k(x, x + h) changes with x), so it has no spectral density: use method='exact' "
+                "on a grid without periodic axes"
+            )
+        self.power = periodogram(data.values, data.grid, taper).sum(dim=(0, 1))
+        self.count = torch.full(data.grid.shape, float(data.count * data.channels), dtype=torch.float64)
+        if not exact:
+            self.count.reshape(-1)[0] = float(data.count_at_zero * data.channels)
+        self.unweighted = self.count > 0
+
+    def density_at(self, theta: Tensor) -> Tensor:
+        """The model's spectral density at the Fourier frequencies, shape ``(*grid)``."""
+        grid = self.data.grid
+        table = _table(self.model, theta, grid)
+        if self.density == "expected":
+            return spectral_density(table, expected_weights(grid, self.taper))
+        images = images_needed(table, grid)
+        if images is None or grid.size * (2 * images + 2) ** grid.periodic.count(False) > _MAX_LAGS:
+            raise NotPositiveDefiniteError
+        return spectral_density(table, lattice_weights(grid, images))
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        density = self.density_at(theta)
+        smallest, largest = float(density.detach().amin()), float(density.detach().amax())
+        if not math.isfinite(largest) or smallest <= 1e-13 * largest:
+            raise NotPositiveDefiniteError
+        used = self.unweighted
+        count, power, f = self.count[used], self.power[used], density[used]
+        return -0.5 * (count * (2.0 * math.pi * f).log() + power / f).sum()
+
+    def mean_variance(self, theta: Tensor) -> tuple[float, float]:
+        grid = self.data.grid
+        with torch.no_grad():
+            folded = folded_covariance(_table(self.model, theta, grid), expected_weights(grid))
+        return float(folded.sum()) / grid.size, float(folded.reshape(-1)[0])
+
+    def score_covariance(self, theta: Tensor) -> Tensor | None:
+        r"""``Var ∂ℓ/∂θ`` under the model, by Hutchinson's estimator of ``2 tr(A_i Γ A_j Γ)`` with exact products with Γ.
+
+        The score is a sum of quadratic forms :math:`x^T A_j x`, :math:`A_j = G F^* \mathrm{diag}(a_j) F G / \sum g^2`,
+        :math:`a_j = \partial_j f / 2f^2`. Periodogram ordinates are correlated off the torus, more so with a taper, and the
+        observed information alone then gives standard errors that are too small.
+        """
+        data = self.data
+        if all(data.grid.periodic):
+            return None
+        grid = data.grid
+        axes = tuple(range(-grid.ndim, 0))
+        window = outer(axis_tapers(grid, self.taper))
+        with torch.no_grad():
+            density = self.density_at(theta)
+            slopes = []
+            for j in range(len(theta)):
+                step = torch.zeros_like(theta)
+                step[j] = 1e-4
+                slopes.append((self.density_at(theta + step) - self.density_at(theta - step)) / 2e-4)
+            scale = grid.size / float(window.square().sum())
+            forms = torch.stack(slopes) / (2.0 * density.square()) * self.unweighted * scale
+            weights = embedding_weights(grid)
+            padded = [lag.shape[-1] for lag in weights.lags]
+            embedded = spectral_density(_table(self.model, theta, grid), weights)
+
+            def gamma(x: Tensor) -> Tensor:
+                product = torch.fft.ifftn(embedded * torch.fft.fftn(x, s=padded, dim=axes), dim=axes).real
+                return product[(..., *(slice(n) for n in grid.shape))]
+
+            def form(x: Tensor) -> Tensor:
+                return window * torch.fft.ifftn(forms * torch.fft.fftn(window * x, dim=axes), dim=axes).real
+
+            generator = torch.Generator().manual_seed(0)
+            total = torch.zeros(len(theta), len(theta), dtype=torch.float64)
+            for _ in range(_PROBES):
+                probe = torch.randint(0, 2, grid.shape, generator=generator, dtype=torch.float64) * 2.0 - 1.0
+                left, right = form(probe), gamma(form(gamma(probe)))
+                total += torch.einsum("ik,jk->ij", left.flatten(1), right.flatten(1))
+        variance = 2.0 * data.count * data.channels * total / _PROBES
+        return 0.5 * (variance + variance.T)
+
+
+def _table(model: KernelParameters, theta: Tensor, grid: Grid) -> CovarianceTable:
+    def table(lags: Sequence[Tensor]) -> Tensor:
+        try:
+            return model.covariance(theta, grid, lags)
+        except ValueError as error:
+            if "periodic images" not in str(error):
+                raise
+            raise NotPositiveDefiniteError from error
+
+    return table
+
+
+def _lag_index(data: Replicates) -> Tensor:
+    """Position in the flattened lag table of ``x_i - x_j`` for every pair of sites, shape ``(n, n)``."""
+    grid = data.grid
+    sites = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), dim=-1)
+    sites = sites.reshape(grid.size, grid.ndim)
+    index = torch.zeros(grid.size, grid.size, dtype=torch.long)
+    for axis, (n, periodic) in enumerate(zip(grid.shape, grid.periodic, strict=True)):
+        size = n if periodic else 2 * n
+        index = index * size + (sites[:, None, axis] - sites[None, :, axis]) % size
+    return index

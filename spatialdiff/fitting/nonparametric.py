@@ -1,0 +1,205 @@
+r"""Γ from data without a family: the smoothed spectrum of the fields in a basis where Γ shall be diagonal.
+
+With :math:`c^{(i)}_k` the coefficients of the :math:`i`-th centred field in an orthonormal Fourier or cosine basis,
+
+.. math:: \hat\gamma_k = \operatorname{smooth}_{|k|}\Big(\tfrac1N \sum_i |c^{(i)}_k|^2\Big)\ (k \ne 0), \qquad
+          \hat\gamma_0 = \tfrac{1}{N_0} \sum_i |c^{(i)}_0|^2 .
+
+The zero mode, which is the domain mean, is estimated by itself: no family and no neighbour decides what share of the variance it gets.
+Standard errors are those of :math:`\chi^2` with the number of replicates as degrees of freedom: :math:`\sqrt{2/\nu}` relative.
+Replicates that depend on one another (consecutive days, overlapping patches) count as fewer than they are, and the errors are then too small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spatialdiff.covariance.basis import Basis, CosineBasis, FourierBasis
+from spatialdiff.domains import Grid
+from spatialdiff.fitting.replicates import Replicates
+from spatialdiff.fitting.smoothing import SpectrumBins, bin_index, smooth_radial, smooth_ratio
+
+BASES = ("cosine", "torus")
+
+
+@dataclass(frozen=True)
+class SpectrumEstimate:
+    """A non-parametric spectrum: ``(C, *modes)``, its bins, total log-likelihood, and what was counted."""
+
+    spectrum: Tensor
+    bins: SpectrumBins
+    log_likelihood: float
+    parameters: float
+    variance: float
+    variance_error: float
+    share: float
+    share_error: float
+    effective_range: float
+
+
+def make_basis(name: str, grid: Grid) -> Basis:
+    """The basis called ``"cosine"`` (any grid) or ``"torus"`` (Fourier; needs a grid that is periodic along every axis)."""
+    if name == "cosine":
+        return CosineBasis(grid)
+    if name == "torus":
+        if not all(grid.periodic):
+            raise ValueError(f"basis='torus' needs a grid that is periodic along every axis, got {grid}: use basis='cosine'")
+        return FourierBasis(grid)
+    raise ValueError(f"basis must be one of {', '.join(BASES)}, got {name!r}")
+
+
+def estimate_spectrum(
+    data: Replicates, basis: Basis, smoothing: float, isotropic: bool, anisotropic_modes: float = 2.0
+) -> SpectrumEstimate:
+    """Smooth the mean power of each mode; see the module's text and :mod:`.smoothing`.
+
+    Args:
+        data: centred replicates.
+        basis: Fourier or cosine.
+        smoothing: bandwidth in octaves of wavenumber.
+        isotropic: whether the spectrum depends on ``|k|`` only.
+        anisotropic_modes: with ``isotropic=False``, the bandwidth across neighbouring modes, in mode numbers.
+
+    Raises:
+        ValueError: for a bandwidth that is not positive, or a single site.
+    """
+    if not (smoothing > 0.0 and math.isfinite(smoothing)):
+        raise ValueError(f"smoothing is a bandwidth in octaves and must be positive, got {smoothing}")
+    if data.grid.size < 4:
+        raise ValueError(f"a spectrum needs a grid of at least 4 sites, got {data.grid}")
+    weights = basis.weights.reshape(-1)
+    wavenumbers = basis.wavenumbers.reshape(-1)
+    power = basis.analyze(data.values).abs().square().sum(dim=0).reshape(data.channels, -1) / data.count
+    zero = int(wavenumbers.argmin())
+    other = torch.arange(len(wavenumbers)) != zero
+    if data.count_at_zero:
+        power[:, zero] *= data.count / data.count_at_zero
+    spectra, relative, parameters = [], [], 0.0
+    for channel in range(data.channels):
+        dof = weights[other] * data.count
+        smooth = smooth_radial(power[channel, other], wavenumbers[other], dof, smoothing)
+        shape = smooth.spectrum
+        if not isotropic:
+            shape = shape * _directional(power[channel], shape, other, basis, anisotropic_modes)
+        shape = shape * (weights[other] * power[channel, other]).sum() / (weights[other] * shape).sum()
+        full = power[channel].clone()
+        full[other] = shape
+        if not data.count_at_zero:
+            lowest = int(wavenumbers[other].argmin())
+            full[zero] = shape[lowest]
+        spectra.append(full)
+        relative.append(smooth.relative_error)
+        parameters += smooth.parameters + 1.0
+    spectrum = torch.stack(spectra)
+    bins = _bins(power, spectrum, torch.stack(relative), weights, wavenumbers, data, smoothing, zero)
+    count = weights * data.count
+    count[zero] = float(data.count_at_zero)
+    sums = power * count
+    log_likelihood = float(-0.5 * (count * (2.0 * math.pi * spectrum).log() + sums / spectrum).sum())
+    moments = _moments(spectrum, weights, data, zero)
+    return SpectrumEstimate(
+        spectrum.reshape(data.channels, *basis.modes),
+        bins,
+        log_likelihood,
+        parameters,
+        *moments,
+        effective_range=_effective_range(spectrum.mean(dim=0).reshape(basis.modes), basis),
+    )
+
+
+def _directional(power: Tensor, shape: Tensor, other: Tensor, basis: Basis, modes: float) -> Tensor:
+    """Directional factor at each non-zero mode: the smoothed ratio of the power to the isotropic spectrum."""
+    ratio = torch.ones_like(power)
+    ratio[other] = power[other] / shape
+    weight = other.double()
+    if isinstance(basis, CosineBasis):
+        smooth = smooth_ratio(ratio.reshape(basis.modes), weight.reshape(basis.modes), modes, [False] * basis.grid.ndim)
+        return smooth.reshape(-1)[other]
+    shape_full = basis.grid.shape
+    full_ratio, full_weight = (_hermitian(v.reshape(basis.modes), shape_full) for v in (ratio, weight))
+    smooth = smooth_ratio(full_ratio, full_weight, modes, [True] * basis.grid.ndim)
+    return smooth[..., : basis.modes[-1]].reshape(-1)[other]
+
+
+def _hermitian(half: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The full even spectrum from its stored half (``rfftn`` layout)."""
+    index = [(-torch.arange(n)) % n for n in shape]
+    last = torch.arange(shape[-1])
+    mirrored = half[torch.meshgrid(*index[:-1], torch.arange(half.shape[-1]), indexing="ij")]
+    source = torch.where(last < half.shape[-1], last, shape[-1] - last)
+    return torch.where(last < half.shape[-1], half[..., source], mirrored[..., source])
+
+
+def _bins(
+    power: Tensor, spectrum: Tensor, relative: Tensor, weights: Tensor, wavenumbers: Tensor, data: Replicates, smoothing: float, zero: int
+) -> SpectrumBins:
+    other = torch.arange(len(wavenumbers)) != zero
+    index, number = bin_index(wavenumbers[other], smoothing / 2.0)
+
+    def averaged(values: Tensor) -> Tensor:
+        total = torch.zeros(len(values), number, dtype=torch.float64)
+        return total.index_add_(1, index, values * weights[other])
+
+    size = torch.zeros(number, dtype=torch.float64).index_add_(0, index, weights[other])
+    mean_power = torch.cat((power[:, zero : zero + 1], averaged(power[:, other]) / size), dim=1)
+    mean_smooth = torch.cat((spectrum[:, zero : zero + 1], averaged(spectrum[:, other]) / size), dim=1)
+    dof = torch.cat((torch.tensor([float(data.count_at_zero)], dtype=torch.float64), size * data.count))
+    squares = averaged(spectrum[:, other].square()) / size
+    spread = torch.cat((spectrum[:, zero : zero + 1].square(), squares), dim=1)
+    error = torch.where(dof > 0, (2.0 * spread / dof.clamp(min=1.0)).sqrt(), torch.nan)
+    smooth_error = torch.cat((error[:, :1], averaged(spectrum[:, other] * relative) / size), dim=1)
+    centre = torch.zeros(number, dtype=torch.float64).index_add_(0, index, wavenumbers[other] * weights[other]) / size
+    return SpectrumBins(
+        torch.cat((torch.zeros(1, dtype=torch.float64), centre)), mean_power, dof, error, mean_smooth, smooth_error
+    )
+
+
+def _moments(spectrum: Tensor, weights: Tensor, data: Replicates, zero: int) -> tuple[float, float, float, float]:
+    """Variance and share of the domain mean, averaged over channels, with standard errors from chi-square of each mode."""
+    n, channels = data.grid.size, data.channels
+    count = torch.full_like(weights, float(data.count))
+    count[zero] = float(data.count_at_zero)
+    variance = float((weights * spectrum).sum()) / (n * channels)
+    each = torch.where(count > 0, 2.0 * weights * spectrum.square() / count.clamp(min=1.0), torch.nan)
+    total_error = math.sqrt(float(each.sum())) / (n * channels)
+    at_zero = float(spectrum[:, zero].sum()) / (n * channels)
+    share = at_zero / variance
+    rest = each.sum() - each[:, zero].sum()
+    # share = a / (a + b), a and b independent
+    slope_a, slope_b = (1.0 - share) / variance, share / variance
+    share_error = math.sqrt(slope_a**2 * float(each[:, zero].sum()) + slope_b**2 * float(rest)) / (n * channels)
+    return variance, total_error, share, share_error
+
+
+def _effective_range(spectrum: Tensor, basis: Basis) -> float:
+    """Distance along the axes at which the implied correlation, averaged over axes, first falls to 0.05; infinite if it does not.
+
+    A covariance that is diagonal in the cosine basis is that of a field on the reflected torus of twice the size, up to reflections;
+    its stationary part has the spectrum as it stands.
+    """
+    grid = basis.grid
+    cosine = isinstance(basis, CosineBasis)
+    if cosine:
+        full = spectrum
+        for axis, n in enumerate(grid.shape):
+            mirror = torch.zeros_like(full.narrow(axis, 0, 1))
+            # φ_k(x) φ_k(x') has the stationary part cos(πk(x-x')/n)/n for k > 0, and is all stationary for k = 0: counted twice
+            full = torch.cat((2.0 * full.narrow(axis, 0, 1), full.narrow(axis, 1, n - 1)), dim=axis)
+            full = torch.cat((full, mirror, full.narrow(axis, 1, n - 1).flip(axis)), dim=axis)
+        correlation = torch.fft.fftn(full).real
+    else:
+        correlation = torch.fft.fftn(_hermitian(spectrum, grid.shape)).real
+    correlation = correlation / correlation.reshape(-1)[0]
+    found = []
+    for axis, (n, h) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
+        line = correlation.movedim(axis, 0).reshape(correlation.shape[axis], -1)[: n if cosine else n // 2 + 1, 0]
+        below = (line < 0.05).nonzero()
+        if len(below):
+            first = int(below[0, 0])
+            before, after = float(line[first - 1]), float(line[first])
+            found.append(h * (first - 1 + (before - 0.05) / (before - after)))
+    return sum(found) / len(found) if len(found) == grid.ndim else math.inf

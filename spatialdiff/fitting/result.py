@@ -1,0 +1,212 @@
+r"""What a fit found, readable, and savable as plain data.
+
+A :class:`FitResult` holds the law :math:`N(\mu, \Gamma)` that was fitted (``mean``, ``kernel`` or ``spectrum``, ``covariance``), how sure it
+is of its parameters, and what looks wrong. ``print(result)`` is a table; ``state_dict()`` gives tensors, numbers and strings only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings as python_warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from spatialdiff.covariance import CosineCovariance, Covariance, TorusCovariance, covariance
+from spatialdiff.domains import Grid
+from spatialdiff.fitting.kernel_state import kernel_from_state, kernel_state
+from spatialdiff.fitting.smoothing import SpectrumBins
+
+STATE_VERSION = 1
+
+
+class FitWarning(UserWarning):
+    """A fit that should not be trusted as it is: a bound reached, a parameter not identified, a variance in the wrong place."""
+
+
+@dataclass(frozen=True)
+class MeanShare:
+    """Share of the variance that sits in the mean over the domain: of the data, of the model, and where the model expects the data's.
+
+    ``low`` and ``high`` bound 99.9 % of the values that the model gives for as many fields. NaN where it cannot be estimated.
+    """
+
+    data: float
+    model: float
+    low: float
+    high: float
+
+    @property
+    def suspicious(self) -> bool:
+        """Outside the sampling interval, and off by more than a factor 1.5 (dependent replicates widen the interval)."""
+        if not all(map(math.isfinite, (self.data, self.model, self.low, self.high))):
+            return False
+        return not self.low <= self.data <= self.high and not 1.0 / 1.5 < self.model / max(self.data, 1e-300) < 1.5
+
+
+@dataclass
+class FitResult:
+    """The fitted law of a data set; returned by :func:`spatialdiff.fit`.
+
+    Attributes:
+        method: ``"exact"``, ``"whittle"`` or ``"spectrum"``.
+        reason: why this method, and which basis, density or taper.
+        grid: the domain.
+        channels: ``None``, or the number of independent channels.
+        kernel: the fitted kernel (no gradients), ``None`` for ``"spectrum"``.
+        spectrum: the fitted eigenvalues ``(*modes)`` or ``(C, *modes)``, ``None`` for a kernel.
+        basis: ``"cosine"`` or ``"torus"`` of ``spectrum``.
+        mean: broadcasts to one field.
+        parameters: natural values by name, held ones included.
+        standard_errors: by name, natural scale; 0 for held parameters, NaN where none can be given.
+        derived: derived quantities with standard errors: effective range, micro-ergodic parameter, mean share, ...
+        log_likelihood, aic, bic: in nats; Whittle's where ``method="whittle"``, restricted where ``mean="field"``.
+        converged: whether the optimum is located to a small part of a standard error.
+        message, n_evaluations: from the optimiser.
+        warnings: the texts of the :class:`FitWarning` s.
+        mean_share: where the variance of the domain mean is.
+        bins: the data's and the smooth radial spectrum (``"spectrum"`` only).
+        n_fields: how many fields were given.
+    """
+
+    method: str
+    reason: str
+    grid: Grid
+    channels: int | None
+    mean: Tensor
+    parameters: dict[str, float]
+    standard_errors: dict[str, float]
+    log_likelihood: float
+    aic: float
+    bic: float
+    converged: bool
+    message: str
+    n_evaluations: int
+    n_fields: int
+    mean_share: MeanShare
+    kernel: Kernel | None = None
+    spectrum: Tensor | None = None
+    basis: str | None = None
+    bins: SpectrumBins | None = None
+    derived: dict[str, tuple[float, float]] = field(default_factory=dict)
+    held: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def covariance(self) -> Covariance:
+        """The fitted covariance Γ on the fit's grid, built on first use.
+
+        A spectrum gives a cosine or torus covariance. A kernel gives ``sd.covariance(kernel, grid)`` with its default structure; for a
+        grid that is not periodic, ``sd.covariance(result.kernel, result.grid, method="cosine")`` is the one with a fast basis.
+        """
+        if self.spectrum is not None:
+            family = CosineCovariance if self.basis == "cosine" else TorusCovariance
+            built: Covariance = family.from_spectrum(self.grid, self.spectrum, channels=self.channels)
+            return built
+        assert self.kernel is not None
+        return covariance(self.kernel, self.grid, channels=self.channels)
+
+    def warn(self, text: str, stacklevel: int = 2) -> None:
+        """Store ``text`` among the warnings and emit it as a :class:`FitWarning`."""
+        self.warnings.append(text)
+        python_warnings.warn(text, FitWarning, stacklevel=stacklevel + 1)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Fit by {self.method} ({self.reason})",
+            f"  {self.n_fields} fields on {self.grid}"
+            + (f", {self.channels} independent channels" if self.channels else ""),
+        ]
+        if self.kernel is not None:
+            lines.append(f"  kernel {_describe(self.kernel)}")
+        rows = [(name, value, self.standard_errors[name]) for name, value in self.parameters.items()]
+        rows += [(name, value, error) for name, (value, error) in self.derived.items()]
+        width = max([len(row[0]) for row in rows] + [9])
+        lines += ["", f"  {'parameter':<{width}}  {'estimate':>11}  {'std. error':>11}"]
+        for position, (name, value, error) in enumerate(rows):
+            if position == len(self.parameters) and self.parameters:
+                lines.append(f"  {'-' * width}  {'-' * 11}  {'-' * 11}")
+            shown = "held" if name in self.held else ("-" if math.isnan(error) else f"{error:.4g}")
+            lines.append(f"  {name:<{width}}  {value:>11.5g}  {shown:>11}")
+        lines += [
+            "",
+            f"  log-likelihood {self.log_likelihood:.6g}   AIC {self.aic:.6g}   BIC {self.bic:.6g}",
+            f"  {'converged' if self.converged else 'NOT converged'} after {self.n_evaluations} evaluations: {self.message}",
+            "  share of variance in the domain mean: " + _share_text(self.mean_share),
+        ]
+        lines += [f"  warning: {text}" for text in self.warnings]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters.items())
+        return f"FitResult({self.method}, {values}, converged={self.converged}, warnings={len(self.warnings)})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The result as nested dictionaries and lists of tensors, numbers, booleans and strings (``torch.load(weights_only=True)``)."""
+        state: dict[str, Any] = {"state_version": STATE_VERSION}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if entry.name == "grid":
+                value = {"shape": list(value.shape), "spacing": list(value.spacing), "periodic": list(value.periodic)}
+            elif entry.name in ("mean_share", "bins") and value is not None:
+                value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            elif entry.name == "kernel" and value is not None:
+                value = kernel_state(value)
+            elif entry.name == "derived":
+                value = {name: list(pair) for name, pair in value.items()}
+            elif entry.name == "held":
+                value = list(value)
+            state[entry.name] = value
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], kernel: Kernel | None = None) -> FitResult:
+        """Rebuild a result from :meth:`state_dict`.
+
+        Args:
+            state: what ``state_dict`` gave.
+            kernel: a kernel of the same structure, needed where the fit's kernel is not made of ``spatialdiff.kernels``; its values are
+                replaced by the fitted ones.
+
+        Raises:
+            ValueError: for a state of another version or with missing entries, or where ``kernel`` is needed.
+        """
+        if state.get("state_version") != STATE_VERSION:
+            raise ValueError(f"this is not a fit saved by version {STATE_VERSION}: state_version is {state.get('state_version')!r}")
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in state]
+        if missing:
+            raise ValueError(f"the saved fit lacks {', '.join(missing)}")
+        values = {f.name: state[f.name] for f in dataclasses.fields(cls)}
+        grid = values["grid"]
+        values["grid"] = Grid(tuple(grid["shape"]), spacing=tuple(grid["spacing"]), periodic=tuple(grid["periodic"]))
+        values["mean_share"] = MeanShare(**values["mean_share"])
+        values["bins"] = None if values["bins"] is None else SpectrumBins(**values["bins"])
+        values["kernel"] = None if values["kernel"] is None else kernel_from_state(values["kernel"], kernel)
+        values["derived"] = {name: (float(a), float(b)) for name, (a, b) in values["derived"].items()}
+        values["held"] = tuple(values["held"])
+        values["warnings"] = list(values["warnings"])
+        return cls(**values)
+
+
+def _describe(kernel: Kernel) -> str:
+    parts = getattr(kernel, "kernels", None)
+    if parts is None:
+        base = getattr(kernel, "base_kernel", None)
+        return type(kernel).__name__ + (f"({_describe(base)})" if base is not None else "")
+    sign = " * " if "Product" in type(kernel).__name__ else " + "
+    return "(" + sign.join(_describe(part) for part in parts) + ")"
+
+
+def _share_text(share: MeanShare) -> str:
+    if math.isnan(share.data):
+        return f"model {share.model:.1%} (not to be estimated from these data)"
+    text = f"data {share.data:.1%}, model {share.model:.1%}"
+    if math.isfinite(share.low):
+        text += f" (the model expects {share.low:.1%} to {share.high:.1%} in these data)"
+    return text
