@@ -1,0 +1,163 @@
+r"""The posterior mean under Gaussian data, mode by mode.
+
+For data `N(μ, C)` and `u_t | x ~ N(φ x + o, Σ Γ)`, with `C` and `Γ` diagonal in one basis (eigenvalues `c_k`, `γ_k`),
+
+    P = φ² c + Σ γ                     marginal variance of the state
+    m(u, t) = μ + (φ c / P)(u - φ μ - o)     posterior mean
+    V = c Σ γ / P                      posterior variance
+
+(docs/theory, "Gaussian oracles"; Pierret & Galerne, arXiv 2405.14250, for white noise).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatialdiff.covariance import Covariance, joint_spectrum
+from spatialdiff.covariance.basis import Basis
+from spatialdiff.denoisers.base import PosteriorMean
+from spatialdiff.denoisers.resolve import resolve_channels, resolve_law
+from spatialdiff.processes import Law, expand
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Variances per mode at times `t`; every tensor is float64 and broadcasts against `(B, C, *modes)`."""
+
+    basis: Basis
+    phi: Tensor
+    noise_variance: Tensor
+    gamma: Tensor
+    data: Tensor
+
+    @property
+    def state(self) -> Tensor:
+        """`P = φ² c + Σ γ`."""
+        return self.phi.square() * self.data + self.noise_variance * self.gamma
+
+    @property
+    def gain(self) -> Tensor:
+        """`φ c / P`; 0 where the state is a fixed point (`P = 0`), where what it multiplies is 0 as well."""
+        state = self.state
+        return torch.where(state > 0, self.phi * self.data / positive(state), 0.0)
+
+    @property
+    def posterior(self) -> Tensor:
+        """`V = c Σ γ / P`, the data's variance given the state; `c` where the state says nothing (`P = 0`)."""
+        state = self.state
+        return self.data * torch.where(state > 0, self.noise_variance * self.gamma / positive(state), 1.0)
+
+
+def positive(x: Tensor) -> Tensor:
+    """`x` with its zeros replaced by ones, so that a masked quotient has finite gradients."""
+    return torch.where(x > 0, x, torch.ones_like(x))
+
+
+def unchanged(before: list[Tensor], now: list[Tensor]) -> bool:
+    """Whether two lists of tensors are equal, in value and in place."""
+    return len(before) == len(now) and all(
+        a.device == b.device and a.shape == b.shape and torch.equal(a, b)
+        for a, b in zip(before, now, strict=True)
+    )
+
+
+class GaussianModel(nn.Module):
+    """Data `N(μ, C)` seen through noise of covariance Γ, in the basis where both are diagonal."""
+
+    mean: Tensor | None
+
+    def __init__(
+        self, gamma: Covariance, covariance: Covariance | None, mean: Tensor | float | None = None
+    ) -> None:
+        super().__init__()
+        self._cache: tuple[list[Tensor], tuple[Basis, Tensor, Tensor]] | None = None
+        self._gamma = (gamma,)  # a tuple: Γ belongs to the process, and is not to be registered twice
+        self.data_covariance = covariance
+        self.register_buffer("mean", None if mean is None else torch.as_tensor(mean))
+
+    @property
+    def gamma(self) -> Covariance:
+        """Γ."""
+        return self._gamma[0]
+
+    def spectra(self) -> tuple[Basis, Tensor, Tensor]:
+        """The common basis and the eigenvalues `γ_k`, `c_k`, float64; kept while no parameter changes."""
+        assert self.data_covariance is not None
+        parts = (self.gamma, self.data_covariance)
+        if torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters()):
+            return joint_spectrum(*parts)
+        state = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+        if self._cache is None or not unchanged(self._cache[0], state):
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = ([tensor.detach().clone() for tensor in state], joint_spectrum(*parts))
+        return self._cache[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def moments(self, law: Law, t: Tensor) -> Moments:
+        """Variances per mode at times `t` of shape `()` or `(B,)`."""
+        basis, gamma, data = self.spectra()
+        axes = [1] * (1 + len(basis.modes))
+        phi, variance = law.alpha(t), law.sigma(t).square()
+        if t.ndim:
+            phi, variance = phi.reshape(-1, *axes), variance.reshape(-1, *axes)
+        return Moments(basis, phi, variance, gamma, data)
+
+    def centre(self, x: Tensor) -> Tensor:
+        """`x - μ`."""
+        return x if self.mean is None else x - self.mean.to(x)
+
+    def shift(self, x: Tensor) -> Tensor:
+        """`x + μ`."""
+        return x if self.mean is None else x + self.mean.to(x)
+
+    def centre_state(self, u: Tensor, law: Law, t: Tensor) -> Tensor:
+        """`u - φ μ - o`."""
+        u = u - law.offset(t).to(u)
+        return u if self.mean is None else u - expand(law.alpha(t), u) * self.mean.to(u)
+
+    def posterior_mean(self, u: Tensor, law: Law, t: Tensor) -> Tensor:
+        """`m(u, t)`, shape of `u`."""
+        moments = self.moments(law, t)
+        return self.shift(moments.basis.multiply(self.centre_state(u, law, t), moments.gain.to(u.dtype)))
+
+
+class GaussianDenoiser(PosteriorMean):
+    r"""The exact `E[x | u_t]` for data `x ~ N(μ, C)`: `μ + (φ c / P)(u - φ μ - o)` per mode, `P = φ² c + Σ γ`.
+
+    Args:
+        process: a noise process, a bridge (then `coupling` is needed), or a law of the state given the data.
+        data_covariance: `C`, on the grid of the process, diagonal in a basis with its Γ.
+        mean: `μ`, broadcastable to a field `(C, *grid)`; zero if `None`.
+        coupling: for a bridge, how its start is drawn.
+        channels: number of channels, where neither covariance says.
+
+    Sources: Wiener filtering; docs/theory, "Gaussian oracles".
+    """
+
+    def __init__(
+        self,
+        process: Any,
+        data_covariance: Covariance,
+        mean: Tensor | float | None = None,
+        *,
+        coupling: Any = None,
+        channels: int | None = None,
+    ) -> None:
+        process_law = resolve_law(process, coupling)
+        super().__init__(resolve_channels(process_law.covariance, data_covariance, mean, channels))
+        self.process_law = process_law
+        self.gaussian = GaussianModel(process_law.covariance, data_covariance, mean)
+
+    @property
+    def law(self) -> Law:
+        return self.process_law
+
+    def forward(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
+        """`m(u, t)`, shape `(B, C, *grid)`."""
+        return self.gaussian.posterior_mean(u, self.law, self.times(u, t))

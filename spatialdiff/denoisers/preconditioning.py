@@ -1,0 +1,185 @@
+r"""How a network's input and output are scaled, so that both stay of order one.
+
+`none`: the network sees `(u, t)` and returns a prediction (`predictions`) as it is.
+
+`edm` and `wiener`: under a Gaussian model of the data, with posterior mean `m`, posterior variance `V` and state variance
+`P` (`gaussian`), the network sees the whitened state and returns the standardised residual of the data,
+
+    D(u, t) = m(u, t) ± V^{1/2} F(P^{-1/2} (u - φ μ - o), c),      c = log(σ/φ)/4 in [-5, 5].
+
+- `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it input and target are white at every time, and
+  a network that returns zero is the exact Gaussian posterior mean.
+- `edm`: the same with pixels for modes, `c = σ_data²`, `γ` the mean variance of Γ. That is the preconditioning of
+  Karras et al. 2022 (arXiv 2206.00364, table 1) for any `φ`, `σ` and Γ of any variance, written without `1/φ`.
+
+The standardised residual of the data at fixed `u` is that of the noise and of the velocity up to sign (all are linear in
+one another), so a `prediction` other than `data` only turns the sign: minus.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from spatialdiff.covariance import Covariance
+from spatialdiff.covariance.basis import Basis, ChannelBasis, FactorBasis
+from spatialdiff.denoisers.gaussian import GaussianModel, Moments, positive
+from spatialdiff.denoisers.predictions import to_data, to_target
+from spatialdiff.domains import Grid
+from spatialdiff.processes import Law
+
+PRECONDITIONINGS = ("none", "edm", "wiener")
+NOISE_LEVEL_LIMIT = 5.0
+
+
+def noise_level(law: Law, t: Tensor) -> Tensor:
+    """`c = log(σ/φ)/4`, clamped to [-5, 5]: the network's time input, shape of `t`."""
+    return (-law.log_snr(t) / 8.0).clamp(-NOISE_LEVEL_LIMIT, NOISE_LEVEL_LIMIT)
+
+
+class Preconditioning(nn.Module):
+    """Between the state and a network: `D = decode(network(*encode(u, t)), u, t)`."""
+
+    def __init__(self, prediction: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+
+    @abstractmethod
+    def encode(self, u: Tensor, law: Law, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's state and time inputs."""
+
+    @abstractmethod
+    def decode(self, output: Tensor, u: Tensor, law: Law, t: Tensor) -> Tensor:
+        """The posterior mean that a network's output stands for."""
+
+    @abstractmethod
+    def target(self, x: Tensor, noise: Tensor, law: Law, t: Tensor) -> Tensor:
+        """What the network should return where the data are `x` and the noise is `η`: `decode(target) = x`."""
+
+
+class Unscaled(Preconditioning):
+    """`none`: the network predicts `x`, `η`, `z` or the velocity from the state and the time themselves."""
+
+    def encode(self, u: Tensor, law: Law, t: Tensor) -> tuple[Tensor, Tensor]:
+        return u, t
+
+    def decode(self, output: Tensor, u: Tensor, law: Law, t: Tensor) -> Tensor:
+        return to_data(self.prediction, output, u, law, t)
+
+    def target(self, x: Tensor, noise: Tensor, law: Law, t: Tensor) -> Tensor:
+        return to_target(self.prediction, x, noise, law, t)
+
+
+class GaussianResidual(Preconditioning):
+    """`wiener`, and with a `PixelModel` `edm`: the network learns the residual to a Gaussian posterior mean."""
+
+    def __init__(self, model: GaussianModel, prediction: str) -> None:
+        super().__init__(prediction)
+        self.model = model
+        self.sign = 1.0 if prediction == "data" else -1.0
+
+    def encode(self, u: Tensor, law: Law, t: Tensor) -> tuple[Tensor, Tensor]:
+        moments = self.model.moments(law, t)
+        state = moments.state
+        scale = torch.where(state > 0, positive(state).rsqrt(), 0.0)
+        return self.flatten(self.model.centre_state(u, law, t), scale, moments), noise_level(law, t)
+
+    def decode(self, output: Tensor, u: Tensor, law: Law, t: Tensor) -> Tensor:
+        moments = self.model.moments(law, t)
+        mean = moments.basis.multiply(self.model.centre_state(u, law, t), moments.gain.to(u.dtype))
+        residual = self.unflatten(output, root(moments.posterior), moments)
+        return self.model.shift(mean + self.sign * residual)
+
+    def target(self, x: Tensor, noise: Tensor, law: Law, t: Tensor) -> Tensor:
+        r"""`V^{-1/2}(x - m) = [σ γ (x - μ) - φ c η] / √(P c γ)`: a form in which nothing cancels as σ → 0."""
+        moments = self.model.moments(law, t)
+        scale = moments.state * moments.data * moments.gamma
+        inverse = torch.where(scale > 0, positive(scale).rsqrt(), 0.0)
+        of_data = self.flatten(
+            self.model.centre(x), root(moments.noise_variance) * moments.gamma * inverse, moments
+        )
+        of_noise = self.flatten(noise, moments.phi * moments.data * inverse, moments)
+        return self.sign * (of_data - of_noise)
+
+    def flatten(self, x: Tensor, scale: Tensor, moments: Moments) -> Tensor:
+        """`x` times `scale` per mode, so that a field of covariance `scale^{-2}` becomes white."""
+        if orthonormal(moments.basis):
+            return moments.basis.multiply(x, scale.to(x.dtype))
+        coloured = moments.basis.multiply(x, (scale * moments.gamma.sqrt()).to(x.dtype))
+        return self.model.gamma.whiten(coloured)
+
+    def unflatten(self, x: Tensor, scale: Tensor, moments: Moments) -> Tensor:
+        """White `x` to a field of covariance `scale²` per mode."""
+        if orthonormal(moments.basis):
+            return moments.basis.multiply(x, scale.to(x.dtype))
+        return moments.basis.multiply(self.model.gamma.color(x), (scale / moments.gamma.sqrt()).to(x.dtype))
+
+
+def check_residual(model: GaussianModel) -> None:
+    """Raise `ValueError` unless Γ and the data's covariance share a basis, and, where that is dense, Γ whitens."""
+    basis, _, _ = model.spectra()
+    if not orthonormal(basis) and tuple(model.gamma.factor_shape) != tuple(model.gamma.event_shape):
+        raise ValueError(
+            f"preconditioning='wiener' with a {type(model.gamma).__name__} and these data has no common fast basis, and this "
+            "Γ does not whiten; use a Γ of method='dense', 'torus' or 'cosine'"
+        )
+
+
+def orthonormal(basis: Basis) -> bool:
+    """Whether white coefficients make a white field; not so for generalised eigenvectors."""
+    return not isinstance(basis, ChannelBasis | FactorBasis)
+
+
+def root(x: Tensor) -> Tensor:
+    """Square root with a finite gradient at zero."""
+    return torch.where(x > 0, positive(x).sqrt(), 0.0)
+
+
+class PixelBasis(Basis):
+    """The sites themselves: multipliers broadcast over the grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self.modes = torch.Size([1] * grid.ndim)
+
+    def analyze(self, x: Tensor) -> Tensor:
+        return x
+
+    def synthesize(self, c: Tensor) -> Tensor:
+        return c
+
+
+class PixelModel(GaussianModel):
+    """Independent pixels: variance `σ_data²` of the data, the mean variance of Γ for the noise (EDM's model)."""
+
+    def __init__(
+        self, gamma: Covariance, sigma_data: float | Tensor, mean: Tensor | float | None = None
+    ) -> None:
+        super().__init__(gamma, None, mean)
+        self.register_buffer("sigma_data", torch.as_tensor(sigma_data, dtype=torch.float64))
+
+    def spectra(self) -> tuple[Basis, Tensor, Tensor]:
+        return (
+            PixelBasis(self.gamma.domain),
+            self.gamma.variance().double().mean(),
+            self.get_buffer("sigma_data").square(),
+        )
+
+
+def sigma_data(covariance: Covariance) -> Tensor:
+    """`√(mean variance)` of fields with this covariance."""
+    return covariance.variance().detach().double().mean().sqrt()
+
+
+__all__ = [
+    "PRECONDITIONINGS",
+    "GaussianResidual",
+    "PixelModel",
+    "Preconditioning",
+    "Unscaled",
+    "check_residual",
+    "noise_level",
+    "sigma_data",
+]

@@ -1,0 +1,120 @@
+r"""Bridge mixtures: the posterior mean of the endpoint by regression on bridges.
+
+    min  E_t E ‖target(x_τ, t) - F(X_t, t)‖²,      X_t ~ N(c_0 x_0 + c_τ x_τ, v_b Γ),   (x_0, x_τ) ~ Π
+
+The mixture of the bridges over Π is then the diffusion with drift `αβ X + β a(t,τ)(E[X_τ | X_t] - a(t,τ) X)/v(t,τ)`, which carries the law
+of `x_0` to the data (Peluchetti, arXiv 2312.14589). Γ cancels in the drift: training needs draws from `N(0, Γ)` and nothing else.
+Where `x_0` given `x_τ` is Gaussian it is integrated out, and a state is drawn in one go from its law given the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatialdiff.denoisers.denoiser import Denoiser
+from spatialdiff.objectives.times import TimeDistribution, time_distribution
+from spatialdiff.objectives.weighting import check_batch, check_weighting, weighted_loss
+from spatialdiff.processes import Bridge, BridgeLaw, Coupling, Law, expand
+
+FORMS = ("endpoint", "drift")
+
+
+class BridgeMixture(nn.Module):
+    r"""`E_t E ‖target - F‖²` over bridges; called on a batch `(B, C, *grid)`, or on pairs, it returns a scalar.
+
+    Args:
+        denoiser: a `Denoiser` for a bridge.
+        coupling: how the start is drawn: `"fixed"`, `"independent"`, `"paired"` or a `Coupling`; may be left out where the denoiser
+            is bound to one already.
+        form: `"endpoint"` regresses the endpoint in the metric of `weighting`; `"drift"` the drift of the mixture, that is
+            `(β a/v)² ‖x_τ - D‖²`, which gives all the weight to the end of the bridge.
+        times: how times are drawn: `"edm"`, `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
+        weighting: `"network"`, `"data"` or `"whitened"`, for `form="endpoint"`.
+        condition_on_start: with pairs, whether the network is shown the start, as the keyword argument `start`.
+
+    Raises:
+        TypeError: the denoiser is for a noise process.
+        ValueError: unknown names, a coupling that contradicts the denoiser's; when called, a batch of another shape or with values
+            that are not finite, pairs where none are used or none where they are.
+        RuntimeError: no coupling, neither here nor in the denoiser.
+
+    Source: Peluchetti, arXiv 2312.14589.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        coupling: Coupling | str | None = None,
+        *,
+        form: str = "endpoint",
+        times: TimeDistribution | str = "edm",
+        weighting: str = "network",
+        condition_on_start: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(denoiser.process, Bridge):
+            raise TypeError(f"{type(denoiser.process).__name__} is not a bridge: train it with sd.Denoising")
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r}; the choices are {', '.join(FORMS)}")
+        if coupling is not None:
+            denoiser.bind(coupling, condition_on_start=condition_on_start)
+        denoiser.law  # noqa: B018  raises, saying what to do, where no coupling is bound
+        self.denoiser = denoiser
+        self.form = form
+        self.times = time_distribution(times)
+        self.weighting = check_weighting(weighting)
+
+    def forward(
+        self,
+        x1: Tensor | tuple[Tensor, Tensor],
+        x0: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        white: Tensor | None = None,
+        t: Tensor | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            x1: data `(B, C, *grid)`, or the pair `(x1, x0)`.
+            x0: the starts, with coupling `"paired"`.
+            generator: source of the times and of the noise.
+            white: the white noise z of η = R z, in place of a draw.
+            t: the times `(B,)`, in place of a draw.
+            **condition: keyword arguments for the network.
+        """
+        if not isinstance(x1, Tensor):
+            x1, x0 = x1
+        check_batch(x1, self.denoiser, "x1")
+        given = self.law_given(x1, x0)
+        if self.denoiser.condition_on_start:
+            condition["start"] = x0
+        t = self.times.draw(given, len(x1), generator=generator) if t is None else self.denoiser.times(x1, t)
+        noise = given.draw(
+            len(x1), x1.shape[1], white=white, generator=generator, dtype=x1.dtype, device=x1.device
+        )
+        state = given.mean(x1, t) + expand(given.sigma(t), x1) * noise
+        if self.form == "drift":
+            data = self.denoiser(state, t, **condition)
+            return (given.reverse_drift(state, data, t) - given.reverse_drift(state, x1, t)).square().mean()
+        return weighted_loss(self.denoiser, self.weighting, x1, noise, state, t, **condition)
+
+    def law_given(self, x1: Tensor, x0: Tensor | None) -> Law:
+        """The law of the state given the data, and the start where it comes with the data."""
+        coupling, bridge = self.denoiser.coupling, self.denoiser.process
+        assert coupling is not None
+        assert isinstance(bridge, Bridge)
+        if not coupling.needs_initial:
+            if x0 is not None:
+                raise ValueError(f"{coupling!r} draws x0 itself; pass x0 with coupling='paired' only")
+            return self.denoiser.law
+        if x0 is None:
+            raise ValueError("coupling='paired' needs x0 for every x1: pass (x1, x0)")
+        check_batch(x0, self.denoiser, "x0")
+        if x0.shape != x1.shape:
+            raise ValueError(f"x0 has shape {tuple(x0.shape)} and x1 {tuple(x1.shape)}; pairs must match")
+        return BridgeLaw(bridge, value=x0)

@@ -1,0 +1,135 @@
+"""From coloured noise to fields: one loop for every solver, every process and every bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatialdiff.denoisers.base import PosteriorMean
+from spatialdiff.sampling.ancestral import Ancestral
+from spatialdiff.sampling.base import Noise, Solver, White
+from spatialdiff.sampling.ddim import DDIM
+from spatialdiff.sampling.euler import Euler
+from spatialdiff.sampling.euler_maruyama import EulerMaruyama
+from spatialdiff.sampling.gaussian import Gaussian, GaussianSDE
+from spatialdiff.sampling.grids import time_grid
+from spatialdiff.sampling.heun import Heun
+
+SOLVERS: dict[str, type[Solver]] = {
+    "ancestral": Ancestral,
+    "bridge": Ancestral,
+    "ddim": DDIM,
+    "euler": Euler,
+    "euler_maruyama": EulerMaruyama,
+    "gaussian": Gaussian,
+    "gaussian_sde": GaussianSDE,
+    "heun": Heun,
+}
+
+
+@torch.no_grad()
+def sample(
+    denoiser: PosteriorMean,
+    n: int,
+    *,
+    steps: int = 32,
+    solver: str = "ancestral",
+    grid: str | Tensor = "log_snr",
+    generator: torch.Generator | None = None,
+    start: Tensor | None = None,
+    noise: White | None = None,
+    condition: Mapping[str, Any] | None = None,
+    return_path: bool = False,
+    progress: bool = False,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    **options: Any,
+) -> Tensor:
+    r"""Draw `n` fields, shape `(n, C, *grid)`, by `steps` steps from the law's start to the data.
+
+    Args:
+        denoiser: the posterior mean: a `Denoiser`, or one of `sd.oracles`.
+        n: number of fields.
+        steps: number of steps; each calls the network once (`"heun"`: twice, but for the last).
+        solver: `"ancestral"` (alias `"bridge"`: the exact bridge step), `"ddim"`, `"euler"`, `"euler_maruyama"`, `"heun"`,
+            `"gaussian"` (options `order=1|2`, `residual="endpoint"|"plain"`, `data=`), `"gaussian_sde"` (option `data=`).
+        grid: `"log_snr"`, `"uniform"`, `"edm"` (see `time_grid`), or the times themselves.
+        generator: source of every random number.
+        start: the initial states `(n, C, *grid)` instead of drawn ones; needed by a bridge with coupling `"paired"`.
+        noise: white draws in place of random ones: a function of the shape, or tensors in the order of their use.
+        condition: keyword arguments for the network.
+        return_path: return all states, `(steps + 1, n, C, *grid)`, the initial one first.
+        progress: show a progress bar.
+        sigma_min, sigma_max: of the time grid.
+        **options: of the solver.
+
+    Every draw is coloured by Γ, the initial state included. The last step returns the posterior mean, except for the Gaussian
+    solvers, whose last step is exact like the others.
+
+    Raises:
+        ValueError: unknown solver, grid or shape; a Gaussian solver without a fitted Gaussian.
+        RuntimeError: a flow solver for a bridge that has no flow; a bridge without a coupling.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; the solvers are {', '.join(sorted(SOLVERS))}")
+    if n < 1:
+        raise ValueError(f"n={n}; needed at least one field")
+    given = dict(condition or {})
+    needs_start = not denoiser.law.closed_form
+    if needs_start and start is None:
+        raise ValueError(
+            "a bridge with coupling 'paired' starts from given fields: pass start=, shape (n, C, *grid)"
+        )
+    if start is not None:
+        check_start(start, n, denoiser)
+        if getattr(denoiser, "condition_on_start", False):
+            given["start"] = start
+    draws = Noise(denoiser.law, n, denoiser.channels, generator=generator, white=noise)
+    method = SOLVERS[solver](denoiser, draws, given, **options)
+    times = time_grid(
+        method.law, steps, grid, start=method.start_time, sigma_min=sigma_min, sigma_max=sigma_max
+    ).to(denoiser.covariance.device)
+    with evaluation_mode(denoiser):
+        u = method.start() if start is None else start.to(denoiser.covariance.dtype)
+        path = [u]
+        for i in ticks(len(times) - 1, progress):
+            last = i == len(times) - 2
+            u = (method.finish if last else method.step)(u, times[i], times[i + 1])
+            if return_path:
+                path.append(u)
+    return torch.stack(path) if return_path else u
+
+
+def check_start(start: Tensor, n: int, denoiser: PosteriorMean) -> None:
+    needed = (n, denoiser.channels, *denoiser.covariance.domain.shape)
+    if tuple(start.shape) != needed:
+        raise ValueError(
+            f"start has shape {tuple(start.shape)}; needed {needed}: n fields on the denoiser's grid"
+        )
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError(f"start holds {int((~torch.isfinite(start)).sum())} values that are not finite")
+
+
+def ticks(steps: int, progress: bool) -> Iterator[int]:
+    if not progress:
+        yield from range(steps)
+        return
+    from tqdm.auto import tqdm
+
+    yield from tqdm(range(steps), desc="sampling", leave=False)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode restored after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
