@@ -17,6 +17,7 @@ extensions = [
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
+default_role = "code"  # docstrings write code in single backticks
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
@@ -28,3 +29,21 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"spatialdiff {version}"
 html_show_sourcelink = False
+
+_properties = {}
+
+
+def _keep(app, what, name, obj, options, lines):
+    if what == "property":
+        _properties[name] = list(lines)
+
+
+def _restore(app, what, name, obj, options, lines):
+    if what == "property":
+        lines[:] = _properties.pop(name)
+
+
+def setup(app):
+    # napoleon takes "text: more text" in the docstring of a property for "type: description"
+    app.connect("autodoc-process-docstring", _keep, priority=400)
+    app.connect("autodoc-process-docstring", _restore, priority=600)
