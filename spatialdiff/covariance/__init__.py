@@ -5,6 +5,7 @@ from __future__ import annotations
 from spatialdiff.covariance.base import Covariance
 from spatialdiff.covariance.basis import Basis, ChannelBasis, CosineBasis, FactorBasis, FourierBasis, PencilBasis
 from spatialdiff.covariance.checks import SpatialWarning
+from spatialdiff.covariance.circulant import CirculantCovariance, EmbeddingError
 from spatialdiff.covariance.cosine import CosineCovariance
 from spatialdiff.covariance.dense import DenseCovariance
 from spatialdiff.covariance.factory import covariance
@@ -16,11 +17,13 @@ from spatialdiff.covariance.white import WhiteCovariance, white
 __all__ = [
     "Basis",
     "ChannelBasis",
+    "CirculantCovariance",
     "CosineBasis",
     "CosineCovariance",
     "Covariance",
     "CovarianceReport",
     "DenseCovariance",
+    "EmbeddingError",
     "FactorBasis",
     "FourierBasis",
     "PencilBasis",

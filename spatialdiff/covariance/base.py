@@ -23,6 +23,9 @@ from spatialdiff.covariance.checks import check_finite
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.domains import Grid
 
+# parameters up to this size are compared by value, larger ones by storage and version
+_SMALL = 64
+
 Channels = int | Tensor | Sequence[Sequence[float]] | None
 
 
@@ -59,7 +62,7 @@ class Covariance(nn.Module):
         self.register_buffer("channel_matrix", matrix)
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self._cache: dict[Any, Tensor] = {}
-        self._seen: list[Tensor] = []
+        self._seen: list[tuple[Any, Tensor | None]] = []
 
     # ---- shapes ------------------------------------------------------------------------------------------------------
     @property
@@ -267,15 +270,14 @@ class Covariance(nn.Module):
         return self._cache[name, dtype]
 
     def _forget_if_changed(self) -> None:
-        # by value: gpytorch writes parameters through `.data`, which version counters do not see
-        current = self._tracked()
+        current = [_fingerprint(t) for t in self._tracked()]
         same = len(current) == len(self._seen) and all(
-            a.device == b.device and a.shape == b.shape and torch.equal(a, b)
-            for a, b in zip(current, self._seen, strict=True)
+            key == seen_key and (value is None or seen is None or torch.equal(value, seen))
+            for (key, value), (seen_key, seen) in zip(current, self._seen, strict=True)
         )
         if not same:
             self._cache = {}
-            self._seen = [t.detach().clone() for t in current]
+            self._seen = [(key, None if value is None else value.clone()) for key, value in current]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         anchor = fn(self._anchor)
@@ -294,3 +296,11 @@ class Covariance(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.domain}, channels={self.channels}"
+
+
+def _fingerprint(tensor: Tensor) -> tuple[Any, Tensor | None]:
+    # small tensors by value: gpytorch writes parameters through `.data`, which version counters do not see
+    if tensor.numel() <= _SMALL:
+        return (tensor.shape, tensor.device), tensor.detach()
+    version = 0 if tensor.is_inference() else tensor._version
+    return (tensor.shape, tensor.device, tensor.data_ptr(), version), None

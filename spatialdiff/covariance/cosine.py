@@ -33,6 +33,27 @@ def autocorrelation(n: int, device: torch.device | None = None) -> Tensor:
     return table.to(device)
 
 
+def cosine_eigenvalues(
+    kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None
+) -> Tensor:
+    """``γ_k = c_kᵀ K c_k`` of a stationary kernel, shape ``grid.shape``."""
+    if reflection_symmetric(kernel):
+        values, _ = stationary_at(kernel, grid, [torch.arange(n) for n in grid.shape], device)
+        fold = [torch.cat([torch.ones(1), torch.full((n - 1,), 2.0)]) for n in grid.shape]
+    else:
+        values, _ = stationary_at(kernel, grid, [torch.arange(-n + 1, n) for n in grid.shape], device)
+        for axis, n in enumerate(grid.shape):
+            # A(k, -h) = A(k, h)
+            front = values.narrow(axis, 0, n - 1).flip(axis)
+            back = values.narrow(axis, n - 1, n)
+            values = back + torch.cat([torch.zeros_like(back.narrow(axis, 0, 1)), front], dim=axis)
+        fold = [torch.ones(n) for n in grid.shape]
+    for axis, n in enumerate(grid.shape):
+        table = autocorrelation(n, values.device) * fold[axis].to(values)
+        values = torch.tensordot(values, table, dims=([0], [1]))  # the next axis comes first, modes go last
+    return values
+
+
 class CosineCovariance(SpectralCovariance):
     """Γ diagonal in the cosine basis: non-stationary near the boundary, as fast as the torus, without wrapping around.
 
@@ -69,23 +90,7 @@ class CosineCovariance(SpectralCovariance):
 
     def _kernel_eigenvalues(self) -> Tensor:
         assert self.kernel is not None
-        shape = self.domain.shape
-        if reflection_symmetric(self.kernel):
-            values, _ = stationary_at(self.kernel, self.domain, [torch.arange(n) for n in shape], self.device)
-            fold = [torch.cat([torch.ones(1), torch.full((n - 1,), 2.0)]) for n in shape]
-        else:
-            full = [torch.arange(-n + 1, n) for n in shape]
-            values, _ = stationary_at(self.kernel, self.domain, full, self.device)
-            for axis, n in enumerate(shape):
-                # A(k, -h) = A(k, h)
-                front = values.narrow(axis, 0, n - 1).flip(axis)
-                back = values.narrow(axis, n - 1, n)
-                values = back + torch.cat([torch.zeros_like(back.narrow(axis, 0, 1)), front], dim=axis)
-            fold = [torch.ones(n) for n in shape]
-        for axis, n in enumerate(shape):
-            table = autocorrelation(n, values.device) * fold[axis].to(values)
-            values = torch.tensordot(values, table, dims=([0], [1]))  # the next axis comes first, modes go last
-        return values
+        return cosine_eigenvalues(self.kernel, self.domain, self.device)
 
     def _variance(self) -> Tensor:
         values = self._factor("eigenvalues")

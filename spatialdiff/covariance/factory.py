@@ -8,6 +8,7 @@ import gpytorch
 from torch import Tensor
 
 from spatialdiff.covariance.base import Channels, Covariance
+from spatialdiff.covariance.circulant import CirculantCovariance
 from spatialdiff.covariance.cosine import CosineCovariance
 from spatialdiff.covariance.dense import DenseCovariance
 from spatialdiff.covariance.torus import TorusCovariance
@@ -64,19 +65,19 @@ def covariance(
     if chosen == "white":
         if not isinstance(kernel, Nugget):
             raise ValueError(f'covariance: method="white" needs a Nugget, got {type(kernel).__name__}.')
-        return WhiteCovariance(domain, kernel.variance, channels, **options)
+        return WhiteCovariance(domain, kernel, channels, **options)
     if chosen == "dense":
         return DenseCovariance(kernel, domain, channels, **options)
     if chosen == "torus":
         return TorusCovariance(kernel, domain, channels, **options)
     if chosen == "cosine":
         return CosineCovariance(kernel, domain, channels, **options)
-    from spatialdiff.covariance.circulant import CirculantCovariance
-
     return CirculantCovariance(kernel, domain, channels, **options)
 
 
 def _choose(kernel: gpytorch.kernels.Kernel, domain: Grid) -> str:
+    if isinstance(kernel, Nugget):
+        return "white"
     if all(domain.periodic):
         return "torus"
     if not kernel.is_stationary or domain.size <= DENSE_SITES:

@@ -15,17 +15,15 @@ from torch import Tensor
 
 from spatialdiff.covariance.checks import check_stationary
 from spatialdiff.domains import Grid
-from spatialdiff.kernels import Product, Sum, at_lags
+from spatialdiff.kernels import Product, StationaryKernel, Sum, at_lags, terms
 
 TOLERANCE = 1e-12
 _MOST_SHELLS = 64
 
 
 def additive_terms(kernel: gpytorch.kernels.Kernel) -> list[gpytorch.kernels.Kernel]:
-    """The summands of ``kernel``."""
-    if isinstance(kernel, gpytorch.kernels.AdditiveKernel):
-        return [term for part in kernel.kernels for term in additive_terms(part)]
-    return [kernel]
+    """The summands of ``kernel`` after expanding products of sums."""
+    return [factors[0] if len(factors) == 1 else Product(*factors) for factors in terms(kernel)]
 
 
 def lag_grid(indices: Sequence[Tensor], grid: Grid, device: torch.device | None) -> Tensor:
@@ -97,8 +95,6 @@ def difference_table(kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.
 
 def reflection_symmetric(kernel: gpytorch.kernels.Kernel) -> bool:
     """Whether ``k(h)`` depends on ``|h_a|`` only, known for the kernels here."""
-    from spatialdiff.kernels import StationaryKernel
-
     if isinstance(kernel, Sum | Product):
         return all(reflection_symmetric(part) for part in kernel.kernels)
     return isinstance(kernel, StationaryKernel)

@@ -1,6 +1,7 @@
 r"""Periodic grids: Γ is diagonal in the Fourier basis, ``γ_k = Σ_h k_P(h) exp(-2πi k·h/n)``, exactly.
 
-``k_P`` is the periodised covariance, see `spatialdiff.covariance.periodic`: the first row of Γ is ``σ² Σρ(h+mL)/Σρ(mL)``.
+``k_P`` is the periodised covariance, see `spatialdiff.covariance.periodic`: the first row of Γ is ``σ² Σρ(h+mL)/Σρ(mL)``. For the kernels
+here its eigenvalues come from `spatialdiff.covariance.lattice` with full relative accuracy, for any other from the sum over images.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 from spatialdiff.covariance.base import Channels
 from spatialdiff.covariance.basis import FourierBasis
 from spatialdiff.covariance.checks import check_lengthscale, check_stationary
+from spatialdiff.covariance.lattice import torus_eigenvalues
 from spatialdiff.covariance.periodic import stationary_at
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.spectral import SpectralCovariance
@@ -69,6 +71,10 @@ class TorusCovariance(SpectralCovariance):
 
     def _kernel_eigenvalues(self) -> Tensor:
         assert self.kernel is not None
+        closed = torus_eigenvalues(self.kernel, self.domain, self.device)
+        if closed is not None:
+            values, self._variance_factor = closed
+            return values
         indices = [torch.arange(n) for n in self.domain.shape]
         row, factors = stationary_at(self.kernel, self.domain, indices, self.device)
         self._variance_factor = factors

@@ -8,6 +8,7 @@ from torch import Tensor
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.domains import Grid
+from spatialdiff.kernels import Nugget
 from spatialdiff.kernels.base import positive
 
 
@@ -16,20 +17,31 @@ class WhiteCovariance(Covariance):
 
     Args:
         domain: the grid.
-        variance: ``σ²``.
+        variance: ``σ²``, or a `Nugget` whose variance it is.
         channels: see `Covariance`.
+
+    Raises:
+        ValueError: a variance that is not positive and finite.
     """
 
     method = "white"
     is_white = True
-    variance_: Tensor
+    variance_: Tensor | None
 
-    def __init__(self, domain: Grid, variance: float | Tensor = 1.0, channels: Channels = None) -> None:
-        super().__init__(domain, channels)
-        self.register_buffer("variance_", positive(variance, "WhiteCovariance: variance").reshape(()))
+    def __init__(self, domain: Grid, variance: float | Tensor | Nugget = 1.0, channels: Channels = None) -> None:
+        kernel = variance if isinstance(variance, Nugget) else None
+        super().__init__(domain, channels, kernel)
+        value = None if isinstance(variance, Nugget) else positive(variance, "WhiteCovariance: variance").reshape(())
+        self.register_buffer("variance_", value)
+
+    def _site_variance(self) -> Tensor:
+        if self.variance_ is not None:
+            return self.variance_
+        assert isinstance(self.kernel, Nugget)
+        return self.kernel.variance.to(device=self.device, dtype=torch.float64)
 
     def _scaled(self, x: Tensor, power: float) -> Tensor:
-        return x * self.variance_.to(x.dtype).pow(power)
+        return x * self._site_variance().pow(power).to(x.dtype)
 
     def _color(self, z: Tensor) -> Tensor:
         return self._scaled(z, 0.5)
@@ -44,10 +56,10 @@ class WhiteCovariance(Covariance):
         return self._scaled(x, -1.0)
 
     def _log_det(self) -> Tensor:
-        return self.domain.size * self.variance_.log()
+        return self.domain.size * self._site_variance().log()
 
     def _variance(self) -> Tensor:
-        return self.variance_
+        return self._site_variance()
 
     @property
     def report(self) -> CovarianceReport:
