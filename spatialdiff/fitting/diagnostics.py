@@ -67,7 +67,9 @@ def log_covariance(optimum: Optimum, likelihood: Likelihood) -> Tensor:
     return full
 
 
-def complaints(model: KernelParameters, data: Replicates, optimum: Optimum, covariance: Tensor) -> Iterator[str]:
+def complaints(
+    model: KernelParameters, data: Replicates, optimum: Optimum, covariance: Tensor
+) -> Iterator[str]:
     """Everything that is wrong with the estimates, one sentence each."""
     grid = data.grid
     values = model.natural(optimum.theta)
@@ -80,7 +82,10 @@ def complaints(model: KernelParameters, data: Replicates, optimum: Optimum, cova
         value = values[p.name]
         if optimum.at_lower[i] or optimum.at_upper[i]:
             side, bound = ("lower", p.lower) if optimum.at_lower[i] else ("upper", p.upper)
-            yield f"{p.name} stopped at its {side} bound {bound:.3g}: the data do not determine it" + _bound_hint(p, side)
+            yield (
+                f"{p.name} stopped at its {side} bound {bound:.3g}: the data do not determine it"
+                + _bound_hint(p, side)
+            )
         elif p.is_lengthscale and value < min(grid.spacing):
             yield f"{p.name} = {value:.3g} is below the grid spacing {min(grid.spacing):.3g}: the grid does not resolve it"
         elif p.is_lengthscale and value > max(grid.extent):
@@ -116,14 +121,20 @@ def _identification(
     scale = diagonal.rsqrt()
     eigenvalues, vectors = torch.linalg.eigh(information * scale[:, None] * scale[None, :])
     if float(eigenvalues[0]) < FLAT:
-        involved = [name for name, weight in zip(names, vectors[:, 0].abs().tolist(), strict=True) if weight > 0.1]
+        involved = [
+            name for name, weight in zip(names, vectors[:, 0].abs().tolist(), strict=True) if weight > 0.1
+        ]
         yield (
             f"{', '.join(involved)} are not identified separately (flat or ill-conditioned information matrix): hold one of them "
             "with fixed="
         )
         return
     for i, name in zip(inside.tolist(), names, strict=True):
-        error = math.sqrt(max(float(covariance[i, i]), 0.0)) if not math.isnan(float(covariance[i, i])) else math.nan
+        error = (
+            math.sqrt(max(float(covariance[i, i]), 0.0))
+            if not math.isnan(float(covariance[i, i]))
+            else math.nan
+        )
         relative = error if model.free[i].log else error / max(abs(values[name]), 1e-300)
         if relative > POOR:
             yield f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of it"

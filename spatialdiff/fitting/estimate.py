@@ -101,7 +101,9 @@ def fit(
     if basis is not None:
         raise ValueError(f"basis={basis!r} is for method='spectrum'; method={method!r} fits a kernel")
     if kernel is None:
-        raise ValueError("kernel may be None only with method='spectrum'; give a kernel such as Matern(nu=1.5) + Nugget(0.01)")
+        raise ValueError(
+            "kernel may be None only with method='spectrum'; give a kernel such as Matern(nu=1.5) + Nugget(0.01)"
+        )
     if starts < 1:
         raise ValueError(f"starts must be at least 1, got {starts}")
     model = KernelParameters(kernel, fixed, bounds)
@@ -158,7 +160,9 @@ def fit(
     return result
 
 
-def _choose(method: str, data: Replicates, model: KernelParameters, density: str, taper: float) -> tuple[str, str]:
+def _choose(
+    method: str, data: Replicates, model: KernelParameters, density: str, taper: float
+) -> tuple[str, str]:
     grid = data.grid
     torus = all(grid.periodic)
     whittle = f"{density} periodogram" if density == "expected" else "aliased density of the infinite lattice"

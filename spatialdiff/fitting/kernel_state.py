@@ -16,7 +16,12 @@ from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel
 
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, Product, Sum
 
-_LEAVES: dict[str, type[Kernel]] = {"Exponential": Exponential, "Gaussian": Gaussian, "Matern": Matern, "Nugget": Nugget}
+_LEAVES: dict[str, type[Kernel]] = {
+    "Exponential": Exponential,
+    "Gaussian": Gaussian,
+    "Matern": Matern,
+    "Nugget": Nugget,
+}
 
 
 def kernel_state(kernel: Kernel) -> dict[str, Any]:
@@ -24,7 +29,10 @@ def kernel_state(kernel: Kernel) -> dict[str, Any]:
     tree = _tree(kernel)
     if tree is not None:
         return {"dtype": str(next(kernel.parameters()).dtype).removeprefix("torch."), "tree": tree}
-    return {"class": type(kernel).__name__, "tensors": {k: v.detach().clone() for k, v in kernel.state_dict().items()}}
+    return {
+        "class": type(kernel).__name__,
+        "tensors": {k: v.detach().clone() for k, v in kernel.state_dict().items()},
+    }
 
 
 def kernel_from_state(state: Mapping[str, Any], template: Kernel | None = None) -> Kernel:
@@ -48,7 +56,9 @@ def kernel_from_state(state: Mapping[str, Any], template: Kernel | None = None) 
     try:
         kernel.load_state_dict(state["tensors"])
     except RuntimeError as error:
-        raise ValueError(f"the given kernel has another structure than the saved {state['class']}: {error}") from error
+        raise ValueError(
+            f"the given kernel has another structure than the saved {state['class']}: {error}"
+        ) from error
     return kernel.requires_grad_(False)
 
 
@@ -74,7 +84,9 @@ def _grow(tree: Mapping[str, Any]) -> Kernel:
         parts = [_grow(part) for part in tree["parts"]]
         return Sum(*parts) if kind == "Sum" else Product(*parts)
     if kind not in _LEAVES:
-        raise ValueError(f"unknown kernel {kind!r} in the saved fit; known: Sum, Product, {', '.join(_LEAVES)}")
+        raise ValueError(
+            f"unknown kernel {kind!r} in the saved fit; known: Sum, Product, {', '.join(_LEAVES)}"
+        )
     options = {key: value for key, value in tree.items() if key != "kind"}
     length = options.get("lengthscale")
     if length is not None and length.numel() == 1:

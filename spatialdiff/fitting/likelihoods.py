@@ -78,7 +78,9 @@ class DenseLikelihood:
         self._points = data.grid.coordinates().reshape(n, -1)
         self.stationary = model.is_stationary(model.start(), self._points)
         if not self.stationary and any(data.grid.periodic):
-            raise ValueError("on a grid with a periodic axis the kernel must be stationary: k(x, x') a function of x - x'")
+            raise ValueError(
+                "on a grid with a periodic axis the kernel must be stationary: k(x, x') a function of x - x'"
+            )
         if len(flat) > n:
             values, vectors = torch.linalg.eigh(flat.T @ flat / data.count)
             self._root = vectors * values.clamp(min=0.0).sqrt()
@@ -91,7 +93,9 @@ class DenseLikelihood:
         """``Γ(θ)``, shape ``(n, n)``."""
         if not self.stationary:
             return self.model.matrix(theta, self._points)
-        table = folded_covariance(_table(self.model, theta, self.data.grid), embedding_weights(self.data.grid))
+        table = folded_covariance(
+            _table(self.model, theta, self.data.grid), embedding_weights(self.data.grid)
+        )
         return table.reshape(-1)[self._index]
 
     def _factor(self, theta: Tensor) -> Tensor:
@@ -152,7 +156,12 @@ class SpectralLikelihood:
     """
 
     def __init__(
-        self, model: KernelParameters, data: Replicates, density: str = "expected", taper: float = 0.0, exact: bool = False
+        self,
+        model: KernelParameters,
+        data: Replicates,
+        density: str = "expected",
+        taper: float = 0.0,
+        exact: bool = False,
     ) -> None:
         self.model, self.data, self.density, self.taper, self.exact = model, data, density, taper, exact
         if density not in ("expected", "lattice"):
@@ -167,11 +176,16 @@ class SpectralLikelihood:
         self.count = torch.full(data.grid.shape, float(data.count * data.channels), dtype=torch.float64)
         if not exact:
             self.count.reshape(-1)[0] = float(data.count_at_zero * data.channels)
-        self.unweighted = self.count > 0
+        self.used = self.count > 0
+        self.closed = all(data.grid.periodic) and model.torus_density(model.start(), data.grid) is not None
 
     def density_at(self, theta: Tensor) -> Tensor:
         """The model's spectral density at the Fourier frequencies, shape ``(*grid)``."""
         grid = self.data.grid
+        if self.closed:
+            closed = self.model.torus_density(theta, grid)
+            assert closed is not None
+            return closed
         table = _table(self.model, theta, grid)
         if self.density == "expected":
             return spectral_density(table, expected_weights(grid, self.taper))
@@ -183,14 +197,20 @@ class SpectralLikelihood:
     def __call__(self, theta: Tensor) -> Tensor:
         density = self.density_at(theta)
         smallest, largest = float(density.detach().amin()), float(density.detach().amax())
-        if not math.isfinite(largest) or smallest <= 1e-13 * largest:
+        # an FFT leaves rounding of the size of the largest value; a closed form does not
+        floor = 1e-300 if self.closed else 1e-13 * largest
+        if not math.isfinite(largest) or smallest <= floor:
             raise NotPositiveDefiniteError
-        used = self.unweighted
+        used = self.used
         count, power, f = self.count[used], self.power[used], density[used]
         return -0.5 * (count * (2.0 * math.pi * f).log() + power / f).sum()
 
     def mean_variance(self, theta: Tensor) -> tuple[float, float]:
         grid = self.data.grid
+        if all(grid.periodic):
+            with torch.no_grad():
+                density = self.density_at(theta)
+            return float(density.reshape(-1)[0]) / grid.size, float(density.mean())
         with torch.no_grad():
             folded = folded_covariance(_table(self.model, theta, grid), expected_weights(grid))
         return float(folded.sum()) / grid.size, float(folded.reshape(-1)[0])
@@ -216,7 +236,7 @@ class SpectralLikelihood:
                 step[j] = 1e-4
                 slopes.append((self.density_at(theta + step) - self.density_at(theta - step)) / 2e-4)
             scale = grid.size / float(window.square().sum())
-            forms = torch.stack(slopes) / (2.0 * density.square()) * self.unweighted * scale
+            forms = torch.stack(slopes) / (2.0 * density.square()) * self.used * scale
             weights = embedding_weights(grid)
             padded = [lag.shape[-1] for lag in weights.lags]
             embedded = spectral_density(_table(self.model, theta, grid), weights)

@@ -22,6 +22,7 @@ from spatialdiff.covariance.basis import Basis, CosineBasis, FourierBasis
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.replicates import Replicates
 from spatialdiff.fitting.smoothing import SpectrumBins, bin_index, smooth_radial, smooth_ratio
+from spatialdiff.fitting.spectra import full_spectrum
 
 BASES = ("cosine", "torus")
 
@@ -47,7 +48,9 @@ def make_basis(name: str, grid: Grid) -> Basis:
         return CosineBasis(grid)
     if name == "torus":
         if not all(grid.periodic):
-            raise ValueError(f"basis='torus' needs a grid that is periodic along every axis, got {grid}: use basis='cosine'")
+            raise ValueError(
+                f"basis='torus' needs a grid that is periodic along every axis, got {grid}: use basis='cosine'"
+            )
         return FourierBasis(grid)
     raise ValueError(f"basis must be one of {', '.join(BASES)}, got {name!r}")
 
@@ -117,25 +120,25 @@ def _directional(power: Tensor, shape: Tensor, other: Tensor, basis: Basis, mode
     ratio[other] = power[other] / shape
     weight = other.double()
     if isinstance(basis, CosineBasis):
-        smooth = smooth_ratio(ratio.reshape(basis.modes), weight.reshape(basis.modes), modes, [False] * basis.grid.ndim)
+        smooth = smooth_ratio(
+            ratio.reshape(basis.modes), weight.reshape(basis.modes), modes, [False] * basis.grid.ndim
+        )
         return smooth.reshape(-1)[other]
     shape_full = basis.grid.shape
-    full_ratio, full_weight = (_hermitian(v.reshape(basis.modes), shape_full) for v in (ratio, weight))
+    full_ratio, full_weight = (full_spectrum(v.reshape(basis.modes), shape_full) for v in (ratio, weight))
     smooth = smooth_ratio(full_ratio, full_weight, modes, [True] * basis.grid.ndim)
     return smooth[..., : basis.modes[-1]].reshape(-1)[other]
 
 
-def _hermitian(half: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The full even spectrum from its stored half (``rfftn`` layout)."""
-    index = [(-torch.arange(n)) % n for n in shape]
-    last = torch.arange(shape[-1])
-    mirrored = half[torch.meshgrid(*index[:-1], torch.arange(half.shape[-1]), indexing="ij")]
-    source = torch.where(last < half.shape[-1], last, shape[-1] - last)
-    return torch.where(last < half.shape[-1], half[..., source], mirrored[..., source])
-
-
 def _bins(
-    power: Tensor, spectrum: Tensor, relative: Tensor, weights: Tensor, wavenumbers: Tensor, data: Replicates, smoothing: float, zero: int
+    power: Tensor,
+    spectrum: Tensor,
+    relative: Tensor,
+    weights: Tensor,
+    wavenumbers: Tensor,
+    data: Replicates,
+    smoothing: float,
+    zero: int,
 ) -> SpectrumBins:
     other = torch.arange(len(wavenumbers)) != zero
     index, number = bin_index(wavenumbers[other], smoothing / 2.0)
@@ -152,13 +155,23 @@ def _bins(
     spread = torch.cat((spectrum[:, zero : zero + 1].square(), squares), dim=1)
     error = torch.where(dof > 0, (2.0 * spread / dof.clamp(min=1.0)).sqrt(), torch.nan)
     smooth_error = torch.cat((error[:, :1], averaged(spectrum[:, other] * relative) / size), dim=1)
-    centre = torch.zeros(number, dtype=torch.float64).index_add_(0, index, wavenumbers[other] * weights[other]) / size
+    centre = (
+        torch.zeros(number, dtype=torch.float64).index_add_(0, index, wavenumbers[other] * weights[other])
+        / size
+    )
     return SpectrumBins(
-        torch.cat((torch.zeros(1, dtype=torch.float64), centre)), mean_power, dof, error, mean_smooth, smooth_error
+        torch.cat((torch.zeros(1, dtype=torch.float64), centre)),
+        mean_power,
+        dof,
+        error,
+        mean_smooth,
+        smooth_error,
     )
 
 
-def _moments(spectrum: Tensor, weights: Tensor, data: Replicates, zero: int) -> tuple[float, float, float, float]:
+def _moments(
+    spectrum: Tensor, weights: Tensor, data: Replicates, zero: int
+) -> tuple[float, float, float, float]:
     """Variance and share of the domain mean, averaged over channels, with standard errors from chi-square of each mode."""
     n, channels = data.grid.size, data.channels
     count = torch.full_like(weights, float(data.count))
@@ -171,7 +184,9 @@ def _moments(spectrum: Tensor, weights: Tensor, data: Replicates, zero: int) -> 
     rest = each.sum() - each[:, zero].sum()
     # share = a / (a + b), a and b independent
     slope_a, slope_b = (1.0 - share) / variance, share / variance
-    share_error = math.sqrt(slope_a**2 * float(each[:, zero].sum()) + slope_b**2 * float(rest)) / (n * channels)
+    share_error = math.sqrt(slope_a**2 * float(each[:, zero].sum()) + slope_b**2 * float(rest)) / (
+        n * channels
+    )
     return variance, total_error, share, share_error
 
 
@@ -192,11 +207,13 @@ def _effective_range(spectrum: Tensor, basis: Basis) -> float:
             full = torch.cat((full, mirror, full.narrow(axis, 1, n - 1).flip(axis)), dim=axis)
         correlation = torch.fft.fftn(full).real
     else:
-        correlation = torch.fft.fftn(_hermitian(spectrum, grid.shape)).real
+        correlation = torch.fft.fftn(full_spectrum(spectrum, grid.shape)).real
     correlation = correlation / correlation.reshape(-1)[0]
     found = []
     for axis, (n, h) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
-        line = correlation.movedim(axis, 0).reshape(correlation.shape[axis], -1)[: n if cosine else n // 2 + 1, 0]
+        line = correlation.movedim(axis, 0).reshape(correlation.shape[axis], -1)[
+            : n if cosine else n // 2 + 1, 0
+        ]
         below = (line < 0.05).nonzero()
         if len(below):
             first = int(below[0, 0])

@@ -45,7 +45,11 @@ class Optimum:
     @property
     def interior(self) -> Tensor:
         """Indices of the parameters that are not at a bound."""
-        inside = [i for i, (low, high) in enumerate(zip(self.at_lower, self.at_upper, strict=True)) if not (low or high)]
+        inside = [
+            i
+            for i, (low, high) in enumerate(zip(self.at_lower, self.at_upper, strict=True))
+            if not (low or high)
+        ]
         return torch.tensor(inside, dtype=torch.long)
 
     @property
@@ -71,7 +75,7 @@ class _Objective:
         (slope,) = torch.autograd.grad(value, point)
         if not (torch.isfinite(value) and torch.isfinite(slope).all()):
             raise NotPositiveDefiniteError
-        return float(value), slope
+        return float(value.detach()), slope
 
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         try:
@@ -85,8 +89,8 @@ class _Objective:
 def set_bounds(model: KernelParameters, data: Replicates) -> None:
     """Narrow each free parameter to what a grid and its data can tell anything about (a user's bounds are kept).
 
-    Length scales: a twentieth of the spacing to a hundred times the extent (once the shortest period where an axis wraps around: the
-    sum over images takes ever longer, and a correlation beyond the period cannot be told from a constant); variances: 1e-8 to 1e6 times that of the data; other
+    Length scales: a twentieth of the spacing to a hundred times the extent (once the shortest period where images must
+    be summed, since that takes ever longer); variances: 1e-8 to 1e6 times that of the data; other
     positive parameters: a millionth to a million times their start.
     """
     grid = data.grid
@@ -95,7 +99,8 @@ def set_bounds(model: KernelParameters, data: Replicates) -> None:
         if p.bounded_by_user or not p.log:
             continue
         if p.is_lengthscale:
-            periods = [e for e, wraps in zip(grid.extent, grid.periodic, strict=True) if wraps]
+            closed = all(grid.periodic) and model.torus_density(model.start(), grid) is not None
+            periods = [e for e, wraps in zip(grid.extent, grid.periodic, strict=True) if wraps and not closed]
             low, high = min(grid.spacing) / 20.0, min(periods) if periods else max(grid.extent) * 100.0
         elif p.is_variance:
             low, high = variance * 1e-8, variance * 1e6

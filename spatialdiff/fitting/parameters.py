@@ -21,8 +21,10 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
-from spatialdiff.covariance.periodic import stationary_at
+from spatialdiff.covariance.lattice import torus_eigenvalues
+from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid
+from spatialdiff.fitting.spectra import full_spectrum
 
 VARIANCES = ("variance", "outputscale")
 
@@ -72,10 +74,13 @@ class _Evaluator(nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, where: Tensor | Sequence[Tensor], grid: Grid | None) -> Tensor:
+    def forward(self, where: Tensor | Sequence[Tensor] | None, grid: Grid | None) -> Tensor | None:
         # Lazy evaluation would outlive the functional call and see the stored parameters. In trace mode gpytorch's kernels use plain
         # operations in place of hand-written backward passes, whose own derivatives are wrong.
         with gpytorch.settings.lazily_evaluate_kernels(False), gpytorch.settings.trace_mode(True):
+            if grid is not None and where is None:
+                closed = torus_eigenvalues(self.kernel, grid)
+                return None if closed is None else closed[0]
             if grid is not None:
                 return stationary_at(self.kernel, grid, where)[0]
             value: Tensor = self.kernel(where, where).to_dense()
@@ -105,9 +110,12 @@ class KernelParameters:
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel must be a gpytorch.kernels.Kernel, got {type(kernel).__name__}")
         if len(kernel.batch_shape):
-            raise ValueError(f"kernels with a batch shape cannot be fitted, got batch shape {tuple(kernel.batch_shape)}")
+            raise ValueError(
+                f"kernels with a batch shape cannot be fitted, got batch shape {tuple(kernel.batch_shape)}"
+            )
         self.kernel: Kernel = copy.deepcopy(kernel).to(device="cpu", dtype=torch.float64)
         self._evaluator = _Evaluator(self.kernel)
+        self._mirrored = reflection_symmetric(self.kernel)
         self._constraints = {
             name: constraint for name, _, constraint in self.kernel.named_parameters_and_constraints()
         }
@@ -145,11 +153,27 @@ class KernelParameters:
 
         On periodic axes ``k`` is periodised as in :class:`~spatialdiff.covariance.TorusCovariance`.
         """
-        return self._call(theta, lags, grid)
+        if not self._mirrored:
+            return self._values(theta, lags, grid)
+        # k depends on |h| per axis only: a quarter of the lags (in two dimensions) says everything
+        folded = [
+            torch.minimum(lag % n, -lag % n) if wraps else lag.abs()
+            for lag, n, wraps in zip(lags, grid.shape, grid.periodic, strict=True)
+        ]
+        unique, places = zip(*(torch.unique(lag, return_inverse=True) for lag in folded), strict=True)
+        values = self._values(theta, unique, grid)
+        for axis, place in enumerate(places):
+            values = values.index_select(axis, place)
+        return values
 
     def matrix(self, theta: Tensor, points: Tensor) -> Tensor:
         """``k(x, x')`` for all pairs of ``points`` ``(n, d)``, differentiable in ``theta``; shape ``(n, n)``."""
-        return self._call(theta, points, None)
+        return self._values(theta, points, None)
+
+    def torus_density(self, theta: Tensor, grid: Grid) -> Tensor | None:
+        """Eigenvalues on a periodic grid, ``(*grid)``, of full relative accuracy; ``None`` where the kernel has no closed form."""
+        half = self._call(theta, None, grid)
+        return None if half is None else full_spectrum(half, grid.shape)
 
     def is_stationary(self, theta: Tensor, points: Tensor) -> bool:
         """Whether ``k(x, x + h)`` is the same at several places ``x`` (also checked numerically, on ``points`` ``(n, d)``)."""
@@ -170,9 +194,16 @@ class KernelParameters:
         fitted: Kernel = kernel.to(dtype).requires_grad_(False)
         return fitted
 
-    def _call(self, theta: Tensor, where: Tensor | Sequence[Tensor], grid: Grid | None) -> Tensor:
+    def _values(self, theta: Tensor, where: Tensor | Sequence[Tensor], grid: Grid | None) -> Tensor:
+        value = self._call(theta, where, grid)
+        assert value is not None
+        return value
+
+    def _call(
+        self, theta: Tensor, where: Tensor | Sequence[Tensor] | None, grid: Grid | None
+    ) -> Tensor | None:
         raw = {f"kernel.{path}": value for path, value in self._raw_values(theta).items()}
-        value: Tensor = torch.func.functional_call(self._evaluator, raw, (where, grid))
+        value: Tensor | None = torch.func.functional_call(self._evaluator, raw, (where, grid))
         return value
 
     def _raw_values(self, theta: Tensor) -> dict[str, Tensor]:
@@ -195,7 +226,9 @@ class KernelParameters:
     def _matching(self, name: str) -> list[Parameter]:
         found = [p for p in self.all if p.name == name or p.name.startswith(f"{name}[")]
         if not found:
-            raise ValueError(f"the kernel has no parameter {name!r}; it has {', '.join(p.name for p in self.all)}")
+            raise ValueError(
+                f"the kernel has no parameter {name!r}; it has {', '.join(p.name for p in self.all)}"
+            )
         return found
 
     def _hold(self, fixed: Iterable[str] | Mapping[str, float]) -> None:

@@ -134,16 +134,26 @@ def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replica
 
 def _check_fields(fields: Tensor, grid: Grid) -> None:
     if not isinstance(fields, Tensor):
-        raise TypeError(f"fields must be a torch.Tensor of shape (N, *grid) or (N, C, *grid), got {type(fields).__name__}")
+        raise TypeError(
+            f"fields must be a torch.Tensor of shape (N, *grid) or (N, C, *grid), got {type(fields).__name__}"
+        )
     if not fields.is_floating_point():
         raise TypeError(f"fields must be floating point, got {fields.dtype}: convert with .double()")
-    if fields.ndim not in (grid.ndim + 1, grid.ndim + 2) or tuple(fields.shape[-grid.ndim :]) != tuple(grid.shape):
+    if fields.ndim not in (grid.ndim + 1, grid.ndim + 2) or tuple(fields.shape[-grid.ndim :]) != tuple(
+        grid.shape
+    ):
         raise ValueError(
             f"fields have shape {tuple(fields.shape)}; a grid of shape {tuple(grid.shape)} needs (N, *grid) or (N, C, *grid)"
-            + (" (a single field needs a leading axis: fields[None])" if tuple(fields.shape) == tuple(grid.shape) else "")
+            + (
+                " (a single field needs a leading axis: fields[None])"
+                if tuple(fields.shape) == tuple(grid.shape)
+                else ""
+            )
         )
     if fields.numel() == 0:
-        raise ValueError(f"fields are empty: shape {tuple(fields.shape)}; at least one field with one channel is needed")
+        raise ValueError(
+            f"fields are empty: shape {tuple(fields.shape)}; at least one field with one channel is needed"
+        )
     missing = ~torch.isfinite(fields)
     number = int(missing.sum())
     if number:

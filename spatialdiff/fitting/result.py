@@ -47,7 +47,10 @@ class MeanShare:
         """Outside the sampling interval, and off by more than a factor 1.5 (dependent replicates widen the interval)."""
         if not all(map(math.isfinite, (self.data, self.model, self.low, self.high))):
             return False
-        return not self.low <= self.data <= self.high and not 1.0 / 1.5 < self.model / max(self.data, 1e-300) < 1.5
+        return (
+            not self.low <= self.data <= self.high
+            and not 1.0 / 1.5 < self.model / max(self.data, 1e-300) < 1.5
+        )
 
 
 @dataclass
@@ -145,7 +148,9 @@ class FitResult:
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters.items())
-        return f"FitResult({self.method}, {values}, converged={self.converged}, warnings={len(self.warnings)})"
+        return (
+            f"FitResult({self.method}, {values}, converged={self.converged}, warnings={len(self.warnings)})"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The result as nested dictionaries and lists of tensors, numbers, booleans and strings (``torch.load(weights_only=True)``)."""
@@ -153,7 +158,11 @@ class FitResult:
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
             if entry.name == "grid":
-                value = {"shape": list(value.shape), "spacing": list(value.spacing), "periodic": list(value.periodic)}
+                value = {
+                    "shape": list(value.shape),
+                    "spacing": list(value.spacing),
+                    "periodic": list(value.periodic),
+                }
             elif entry.name in ("mean_share", "bins") and value is not None:
                 value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             elif entry.name == "kernel" and value is not None:
@@ -178,13 +187,17 @@ class FitResult:
             ValueError: for a state of another version or with missing entries, or where ``kernel`` is needed.
         """
         if state.get("state_version") != STATE_VERSION:
-            raise ValueError(f"this is not a fit saved by version {STATE_VERSION}: state_version is {state.get('state_version')!r}")
+            raise ValueError(
+                f"this is not a fit saved by version {STATE_VERSION}: state_version is {state.get('state_version')!r}"
+            )
         missing = [f.name for f in dataclasses.fields(cls) if f.name not in state]
         if missing:
             raise ValueError(f"the saved fit lacks {', '.join(missing)}")
         values = {f.name: state[f.name] for f in dataclasses.fields(cls)}
         grid = values["grid"]
-        values["grid"] = Grid(tuple(grid["shape"]), spacing=tuple(grid["spacing"]), periodic=tuple(grid["periodic"]))
+        values["grid"] = Grid(
+            tuple(grid["shape"]), spacing=tuple(grid["spacing"]), periodic=tuple(grid["periodic"])
+        )
         values["mean_share"] = MeanShare(**values["mean_share"])
         values["bins"] = None if values["bins"] is None else SpectrumBins(**values["bins"])
         values["kernel"] = None if values["kernel"] is None else kernel_from_state(values["kernel"], kernel)

@@ -61,7 +61,9 @@ def bin_index(wavenumbers: Tensor, width: float) -> tuple[Tensor, int]:
     return index, len(used)
 
 
-def smooth_radial(power: Tensor, wavenumbers: Tensor, dof: Tensor, smoothing: float, enough: float = DOF) -> RadialSmooth:
+def smooth_radial(
+    power: Tensor, wavenumbers: Tensor, dof: Tensor, smoothing: float, enough: float = DOF
+) -> RadialSmooth:
     """Local linear regression of log power on log wavenumber.
 
     Args:
@@ -74,7 +76,9 @@ def smooth_radial(power: Tensor, wavenumbers: Tensor, dof: Tensor, smoothing: fl
     index, number = bin_index(wavenumbers, smoothing / 2.0)
     weight = torch.zeros(number, dtype=torch.float64).index_add_(0, index, dof)
     binned = torch.zeros(number, dtype=torch.float64).index_add_(0, index, dof * power) / weight
-    centre = torch.zeros(number, dtype=torch.float64).index_add_(0, index, dof * torch.log2(wavenumbers)) / weight
+    centre = (
+        torch.zeros(number, dtype=torch.float64).index_add_(0, index, dof * torch.log2(wavenumbers)) / weight
+    )
     # empty of power: exact zeros (a mode that a field cannot have) count as far below everything else
     binned = binned.clamp(min=1e-30 * float(binned.amax()))
     target = binned.log() - torch.digamma(weight / 2.0) + (weight / 2.0).log()

@@ -51,13 +51,16 @@ def cosine_taper(size: int, share: float) -> Tensor:
         raise ValueError(f"taper must be the share of tapered sites, between 0 and 1, got {share}")
     position = torch.arange(size, dtype=torch.float64) + 0.5
     edge = torch.minimum(position, size - position) / max(0.5 * share * size, 1e-300)
-    return torch.where(edge < 1.0, 0.5 - 0.5 * torch.cos(torch.pi * edge.clamp(max=1.0)), torch.ones_like(edge))
+    return torch.where(
+        edge < 1.0, 0.5 - 0.5 * torch.cos(torch.pi * edge.clamp(max=1.0)), torch.ones_like(edge)
+    )
 
 
 def axis_tapers(grid: Grid, share: float) -> tuple[Tensor, ...]:
     """One taper per axis; periodic axes have no edge and get ones."""
     return tuple(
-        cosine_taper(n, 0.0 if periodic else share) for n, periodic in zip(grid.shape, grid.periodic, strict=True)
+        cosine_taper(n, 0.0 if periodic else share)
+        for n, periodic in zip(grid.shape, grid.periodic, strict=True)
     )
 
 
@@ -136,6 +139,15 @@ def periodogram(values: Tensor, grid: Grid, taper: float = 0.0) -> Tensor:
     window = outer(axis_tapers(grid, taper))
     axes = tuple(range(-grid.ndim, 0))
     return torch.fft.fftn(values * window, dim=axes).abs().square() / window.square().sum()
+
+
+def full_spectrum(half: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The full even spectrum ``(..., *shape)`` (``fftn`` layout) from its stored half (``rfftn`` layout)."""
+    index = [(-torch.arange(n)) % n for n in shape]
+    last = torch.arange(shape[-1])
+    mirrored = half[torch.meshgrid(*index[:-1], torch.arange(half.shape[-1]), indexing="ij")]
+    source = torch.where(last < half.shape[-1], last, shape[-1] - last)
+    return torch.where(last < half.shape[-1], half[..., source], mirrored[..., source])
 
 
 def images_needed(covariance: CovarianceTable, grid: Grid, tolerance: float = 1e-10) -> int | None:
