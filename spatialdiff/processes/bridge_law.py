@@ -29,7 +29,7 @@ class BridgeLaw(Law):
         super().__init__(bridge.covariance, bridge.horizon, start_time=0.0, end_time=bridge.horizon)
         self._bridge = (bridge,)  # a tuple, so that Γ is not registered twice
         self.value: Tensor
-        self.register_buffer("value", torch.as_tensor(value).to(torch.float64), persistent=False)
+        self.register_buffer("value", torch.as_tensor(value, dtype=torch.float64), persistent=False)
         self.std = std
         self.signal = signal
         self.deterministic_flow = std > 0.0
@@ -83,7 +83,7 @@ class BridgeLaw(Law):
         # With w = v(t,τ)/(a(t,τ)² v(0,t)), a = a(0,τ), v = v(0,τ): c_0/c_τ = a w and v_b/c_τ² = v w, so 1/SNR
         # = E is (s²a² - E a²m²) w² + (v - 2 E a m) w - E = 0; its positive root, in the form that does not
         # cancel.
-        level = torch.as_tensor(log_snr).to(torch.float64)
+        level = torch.as_tensor(log_snr, dtype=torch.float64)
         a, v = (end.to(level.device) for end in self._ends())
         if bool(2.0 * a * self.std**2 < self.signal * v):
             raise RuntimeError(
@@ -99,12 +99,11 @@ class BridgeLaw(Law):
         denominator = linear + root
         w = torch.where(denominator > 0, 2.0 * inverse / denominator, torch.full_like(inverse, math.inf))
         reached = v / (1.0 + w)  # a(t,τ)² v(0,t)
-        theta = self.bridge.rate
+        theta, total = self.bridge.rate, self.bridge.path.total
         if theta != 0.0:
-            total = self.bridge.schedule.integral(torch.as_tensor(self.horizon, dtype=torch.float64))
-            growth = 2.0 * theta * torch.exp(2.0 * theta * total).to(w)
+            growth = 2.0 * theta * math.exp(2.0 * theta * total)
             reached = torch.log1p(growth * reached) / (2.0 * theta)
-        return self.bridge.schedule.time_of_integral(reached).clamp(0.0, self.horizon)
+        return self.bridge.schedule.time_of_integral(reached.clamp(max=total)).clamp(0.0, self.horizon)
 
     def step(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
         return self.bridge.posterior(t, s)

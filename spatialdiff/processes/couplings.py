@@ -63,7 +63,7 @@ class FixedPoint(Coupling):
     """Every path starts from ``value``: a number, or a field ``(*grid)`` or ``(C, *grid)``."""
 
     def __init__(self, value: Tensor | float = 0.0) -> None:
-        self.value = torch.as_tensor(value).to(torch.float64)
+        self.value = torch.as_tensor(value, dtype=torch.float64)
         if not bool(torch.isfinite(self.value).all()):
             raise ValueError("the value of FixedPoint is not finite; it must be a finite number or field")
 

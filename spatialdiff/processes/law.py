@@ -213,7 +213,7 @@ class Law(Dynamics, ABC):
         if data is None:
             return state
         mean, covariance = data
-        clean = torch.as_tensor(mean).to(device=noise.device, dtype=noise.dtype)
+        clean = torch.as_tensor(mean, device=noise.device, dtype=noise.dtype)
         if covariance is not None:
             inner = lead if covariance.channels is not None else (*lead, channels)
             clean = clean + covariance.sample(inner, generator=generator).to(noise)

@@ -48,7 +48,7 @@ class NoiseProcess(Law):
         return self.schedule.log_snr(self.times(t))
 
     def time_of_log_snr(self, log_snr: Times) -> Tensor:
-        level = torch.as_tensor(log_snr).to(torch.float64)
+        level = torch.as_tensor(log_snr, dtype=torch.float64)
         return self.schedule.time_of_log_snr(level).clamp(0.0, self.horizon)
 
     def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,7 @@ class LinearPath(SignalPath):
         super().__init__(beta.horizon)
         self.beta = beta
         self.theta = float(theta)
+        self.total = beta.integral(torch.tensor(self.horizon, dtype=torch.float64)).item()
 
     def _moments(self, b: Tensor) -> tuple[Tensor, Tensor]:
         return torch.exp(-self.theta * b), b * relative_expm1(-2.0 * self.theta * b)
@@ -116,7 +117,7 @@ class LinearPath(SignalPath):
         else:
             shifted = math.log(2.0 * self.theta) - log_snr
             b = torch.logaddexp(shifted, torch.zeros_like(shifted)) / (2.0 * self.theta)
-        return self.beta.time_of_integral(b)
+        return self.beta.time_of_integral(b.clamp(max=self.total))
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._moments(self.beta.between(s, t))

@@ -31,7 +31,7 @@ def as_times(t: Tensor | float, horizon: float, name: str = "t") -> Tensor:
 
     Round-off of one part in 10⁹ of the horizon is clamped; anything further out raises ``ValueError``.
     """
-    times = torch.as_tensor(t).to(torch.float64)
+    times = torch.as_tensor(t, dtype=torch.float64)
     slack = 1e-9 * horizon
     inside = (times >= -slack) & (times <= horizon + slack)
     if not bool(inside.all()):
