@@ -1,0 +1,106 @@
+"""Objects that a configuration names, and objects written as configuration: kernels, grids, the law of the noise."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from gpytorch.kernels import Kernel
+
+from spatialdiff.covariance import Covariance, covariance, white
+from spatialdiff.domains import Grid
+from spatialdiff.fitting import FitResult
+from spatialdiff.kernels import StationaryKernel, Sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Basis: TypeAlias = Literal["auto", "cosine", "torus"]
+
+
+def one_kernel(kernel: Kernel | Sequence[Kernel]) -> Kernel:
+    """The kernel, or the sum of a list of kernels.
+
+    Raises:
+        ValueError: an empty list.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel
+    if not kernel:
+        raise ValueError("The list of kernels is empty: name at least one, such as spatialdiff.kernels.Matern.")
+    return kernel[0] if len(kernel) == 1 else Sum(*kernel)
+
+
+def basis_of(grid: Grid, basis: Basis) -> str:
+    """The basis in which Γ is diagonal: the torus where every axis is periodic, else the cosine basis."""
+    if basis != "auto":
+        return basis
+    return "torus" if all(grid.periodic) else "cosine"
+
+
+def noise_covariance(
+    noise: str | Kernel | Sequence[Kernel], fit: FitResult | None, grid: Grid, method: str
+) -> Covariance:
+    """Γ of the noise: "white", "fit" (that of the fit), or of a kernel (then independent between channels).
+
+    Args:
+        method: structure of Γ where it is built from a kernel.
+
+    Raises:
+        ValueError: "fit" without a fit.
+    """
+    if noise == "white":
+        return white(grid)
+    if noise == "fit":
+        if fit is None:
+            raise ValueError("noise: fit needs a fit: give --fit RUN_FOLDER, or name a kernel, or white.")
+        return diagonal(fit, grid, method)
+    if isinstance(noise, str):
+        raise ValueError(f"noise must be white, fit or a kernel, got {noise!r}.")
+    return covariance(one_kernel(noise), grid, method=method)
+
+
+def diagonal(fit: FitResult, grid: Grid, method: str) -> Covariance:
+    """The fitted covariance in a basis where it is diagonal; rebuilt from the fitted kernel where the fit has none."""
+    if fit.kernel is None or fit.covariance.basis is not None:
+        return fit.covariance
+    return covariance(fit.kernel, grid, channels=fit.covariance.channels, method=method)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        numbers = value.detach().double().reshape(-1).tolist()
+        return numbers[0] if len(numbers) == 1 else numbers
+    return value
+
+
+def kernel_config(kernel: Kernel) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """The kernel as configuration (class path and arguments); None for one that a configuration cannot name."""
+    if isinstance(kernel, Sum):
+        parts = [kernel_config(part) for part in kernel.kernels]
+        return None if any(not isinstance(part, dict) for part in parts) else [p for p in parts if isinstance(p, dict)]
+    if not isinstance(kernel, StationaryKernel):
+        return None
+    names = [name for name in inspect.signature(type(kernel).__init__).parameters if name != "self"]
+    module = type(kernel).__module__
+    home = "spatialdiff.kernels" if module.startswith("spatialdiff.kernels") else module
+    values = {name: _plain(getattr(kernel, name)) for name in names if getattr(kernel, name, None) is not None}
+    return {"class_path": f"{home}.{type(kernel).__qualname__}", "init_args": values}
+
+
+def grid_config(grid: Grid) -> dict[str, list[Any]]:
+    """The grid as plain values."""
+    return {"shape": list(grid.shape), "spacing": list(grid.spacing), "periodic": list(grid.periodic)}
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator for draws; torch's own is seeded too, since it initialises networks."""
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def with_channel(fields: Tensor, grid: Grid) -> Tensor:
+    """Fields `(N, *grid)` or `(N, C, *grid)` as `(N, C, *grid)`."""
+    return fields.unsqueeze(1) if fields.ndim == grid.ndim + 1 else fields
