@@ -1,9 +1,10 @@
 r"""Sums and products of kernels, with their spectral densities.
 
 A sum's spectral density is the sum. For a product, every family here is a scale mixture of Gaussians,
-``ρ(r) = E exp(-r²/(2G))`` (Matérn: ``G ~ Gamma(ν, rate ν)``, since its spectral density is a Student t with ``2ν`` degrees of
-freedom; Gaussian: ``G = 1``), and a product of Gaussians is a Gaussian with precision ``p_a = Σ_j 1/(ℓ_{ja}² G_j)`` along axis
-``a``. Hence ``S(ω) = ∏σ_j² E[(2π)^{d/2} ∏ p_a^{-1/2} exp(-½ Σ ω_a²/p_a)]``, by the trapezoidal rule in ``log G`` (geometric convergence).
+``ρ(r) = E exp(-r²/(2G))`` (Matérn: ``G ~ Gamma(ν, rate ν)``, since its spectral density is a Student t with
+``2ν`` degrees of freedom; Gaussian: ``G = 1``), and a product of Gaussians is a Gaussian with precision
+``p_a = Σ_j 1/(ℓ_{ja}² G_j)`` along axis ``a``. Hence ``S(ω) = ∏σ_j² E[(2π)^{d/2} ∏ p_a^{-1/2} exp(-½ Σ
+ω_a²/p_a)]``, by the trapezoidal rule in ``log G`` (geometric convergence).
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import math
 
 import gpytorch
 import torch
-from torch import Tensor
-
 from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
 from spatialdiff.kernels.families import Gaussian, Matern, Nugget
+from torch import Tensor
 
 Kernel = gpytorch.kernels.Kernel
 _STEP = 0.25
@@ -24,7 +24,9 @@ _CHUNK = 4_000_000
 
 
 def at_lags(kernel: Kernel, h: Tensor) -> Tensor:
-    """``k(h)`` of differences ``(..., d)`` → ``(...)`` for any stationary gpytorch kernel, without its approximate distances."""
+    """``k(h)`` of differences ``(..., d)`` → ``(...)`` for any stationary gpytorch kernel, without its
+    approximate distances.
+    """
     if isinstance(kernel, StationaryKernel | Sum | Product):
         return kernel.at_lags(h)
     flat = h.reshape(-1, h.shape[-1])
@@ -45,10 +47,11 @@ def terms(kernel: Kernel) -> list[list[Kernel]]:
 
 
 def mixture(kernel: Kernel, largest_w2: float, d: int) -> tuple[Tensor, Tensor] | None:
-    """Nodes ``G`` and weights of ``ρ(r) = Σ w exp(-r²/(2G))``, good for squared scaled frequencies up to ``largest_w2``.
+    """Nodes ``G`` and weights of ``ρ(r) = Σ w exp(-r²/(2G))``, good for squared scaled frequencies up to
+    ``largest_w2``.
 
-    None where the family is not one of ours. Cutting the left tail at ``x`` loses ``exp((ν + d/2) x)`` of the spectral density,
-    and the mass at high frequency sits at ``G ≈ 1/w²``.
+    None where the family is not one of ours. Cutting the left tail at ``x`` loses ``exp((ν + d/2) x)`` of
+    the spectral density, and the mass at high frequency sits at ``G ≈ 1/w²``.
     """
     if isinstance(kernel, Gaussian):
         return torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -71,7 +74,8 @@ def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
         nodes = mixture(factor, float(w2) * longest**2, d)
         if nodes is None:
             raise TypeError(
-                f"spectral_density of a product needs factors of spatialdiff.kernels (Matern, Exponential, Gaussian, Nugget), "
+                "spectral_density of a product needs factors of spatialdiff.kernels (Matern, Exponential, "
+                "Gaussian, Nugget), "
                 f"got {type(factor).__name__}."
             )
         g, w = (v.to(omega) for v in nodes)
@@ -82,7 +86,8 @@ def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
         variance = variance * factor.variance.to(omega)
         if len(weight) > 1_000_000:
             raise ValueError(
-                f"spectral_density of a product of {len(factors)} Matérn factors needs {len(weight):.1e} nodes per frequency; "
+                f"spectral_density of a product of {len(factors)} Matérn factors needs {len(weight):.1e} "
+                "nodes per frequency; "
                 "use at most two non-Gaussian factors."
             )
     coefficient = variance * gaussian_constant(d) * weight / precisions.prod(-1).sqrt()
@@ -100,7 +105,8 @@ def _term_density(factors: list[Kernel], omega: Tensor) -> Tensor:
     if len(factors) == 1:
         if not hasattr(factors[0], "spectral_density"):
             raise TypeError(
-                f"{type(factors[0]).__name__} has no spectral_density; use kernels of spatialdiff.kernels, or a method that "
+                f"{type(factors[0]).__name__} has no spectral_density; use kernels of spatialdiff.kernels, "
+                "or a method that "
                 "needs only the covariance."
             )
         density: Tensor = factors[0].spectral_density(omega)
@@ -147,7 +153,11 @@ class Sum(_Composite, gpytorch.kernels.AdditiveKernel):  # type: ignore[misc]
     """``k(h) = Σ_j k_j(h)``; made by ``+``. Parameters are those of the ``kernels``."""
 
     def __init__(self, *kernels: Kernel) -> None:
-        flat = [part for k in kernels for part in (k.kernels if isinstance(k, gpytorch.kernels.AdditiveKernel) else [k])]
+        flat = [
+            part
+            for k in kernels
+            for part in (k.kernels if isinstance(k, gpytorch.kernels.AdditiveKernel) else [k])
+        ]
         super().__init__(*flat)
 
     def at_lags(self, h: Tensor) -> Tensor:
@@ -165,10 +175,16 @@ class Sum(_Composite, gpytorch.kernels.AdditiveKernel):  # type: ignore[misc]
 
 
 class Product(_Composite, gpytorch.kernels.ProductKernel):  # type: ignore[misc]
-    """``k(h) = ∏_j k_j(h)``; made by ``*``. Parameters are those of the ``kernels``; only the product of variances is identified."""
+    """``k(h) = ∏_j k_j(h)``; made by ``*``. Parameters are those of the ``kernels``; only the product of
+    variances is identified.
+    """
 
     def __init__(self, *kernels: Kernel) -> None:
-        flat = [part for k in kernels for part in (k.kernels if isinstance(k, gpytorch.kernels.ProductKernel) else [k])]
+        flat = [
+            part
+            for k in kernels
+            for part in (k.kernels if isinstance(k, gpytorch.kernels.ProductKernel) else [k])
+        ]
         super().__init__(*flat)
 
     def at_lags(self, h: Tensor) -> Tensor:
@@ -182,5 +198,7 @@ class Product(_Composite, gpytorch.kernels.ProductKernel):  # type: ignore[misc]
         return Product(self, other)
 
     def __repr__(self) -> str:
-        parts = (f"({k!r})" if isinstance(k, gpytorch.kernels.AdditiveKernel) else repr(k) for k in self.kernels)
+        parts = (
+            f"({k!r})" if isinstance(k, gpytorch.kernels.AdditiveKernel) else repr(k) for k in self.kernels
+        )
         return " * ".join(parts)

@@ -1,8 +1,9 @@
 r"""Stationary kernels: ``k(h) = σ² ρ(‖h/ℓ‖)`` with spectral density ``S(ω) = ∫ k(h) exp(-i ω·h) dh``.
 
-A family is two functions of one number: the correlation ``ρ(r)`` of the scaled distance ``r = ‖h/ℓ‖`` and the spectral
-density ``s_d(w²)`` of ``ρ`` in ``d`` dimensions as a function of the scaled squared frequency ``w² = ‖ℓ ω‖²``, so that
-``S(ω) = σ² (∏ℓ) s_d(‖ℓ ω‖²)``. The length scale is ``ℓ`` itself; where the correlation reaches 0.05 is ``effective_range``.
+A family is two functions of one number: the correlation ``ρ(r)`` of the scaled distance ``r = ‖h/ℓ‖`` and
+the spectral density ``s_d(w²)`` of ``ρ`` in ``d`` dimensions as a function of the scaled squared frequency
+``w² = ‖ℓ ω‖²``, so that ``S(ω) = σ² (∏ℓ) s_d(‖ℓ ω‖²)``. The length scale is ``ℓ`` itself; where the
+correlation reaches 0.05 is ``effective_range``.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ def positive(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
-    """``√square`` whose derivatives of every order at 0 are 0, the right ones for a distance as a function of parameters."""
+    """``√square`` whose derivatives of every order at 0 are 0, the right ones for a distance as a function
+    of parameters.
+    """
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
 class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
-    r"""Base of the kernels here, a `gpytorch.kernels.Kernel` with parameters ``lengthscale`` and ``variance``.
+    r"""Base of the kernels here, a `gpytorch.kernels.Kernel` with parameters ``lengthscale`` and
+    ``variance``.
 
-    Parameters are stored as logarithms (``raw_lengthscale``, ``raw_variance``) in float64 and evaluated in the data type of
-    the coordinates. A subclass gives `correlation` and `_unit_spectrum`.
+    Parameters are stored as logarithms (``raw_lengthscale``, ``raw_variance``) in float64 and evaluated in
+    the data type of the coordinates. A subclass gives `correlation` and `_unit_spectrum`.
 
     Args:
         lengthscale: ``ℓ``, one number or one per axis, in units of length.
@@ -47,11 +51,15 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
 
     has_lengthscale = True
 
-    def __init__(self, lengthscale: float | Sequence[float] | Tensor = 1.0, variance: float | Tensor = 1.0) -> None:
+    def __init__(
+        self, lengthscale: float | Sequence[float] | Tensor = 1.0, variance: float | Tensor = 1.0
+    ) -> None:
         name = type(self).__name__
         ell = positive(lengthscale, f"{name}: lengthscale")
         if ell.dim() > 1 and ell.shape[:-1].numel() > 1:
-            raise ValueError(f"{name}: lengthscale must be one number or one per axis, got shape {tuple(ell.shape)}.")
+            raise ValueError(
+                f"{name}: lengthscale must be one number or one per axis, got shape {tuple(ell.shape)}."
+            )
         axes = ell.numel() if ell.dim() > 0 and ell.numel() > 1 else None
         super().__init__(ard_num_dims=axes, lengthscale_constraint=Positive(torch.exp, torch.log))
         self.register_parameter("raw_variance", torch.nn.Parameter(torch.zeros(())))
@@ -72,7 +80,9 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
 
     @property
     def nugget(self) -> Tensor:
-        """Variance of the discontinuous part ``σ² 1{h=0}``, which has no spectral density: 0 for a continuous kernel."""
+        """Variance of the discontinuous part ``σ² 1{h=0}``, which has no spectral density: 0 for a
+        continuous kernel.
+        """
         return torch.zeros_like(self.raw_variance)
 
     @property
@@ -115,12 +125,15 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
         return variance.reshape(*variance.shape, *(1,) * (r.dim() - variance.dim())) * self.correlation(r)
 
     def spectral_density(self, omega: Tensor) -> Tensor:
-        """``S(ω) = σ² (∏ℓ) s_d(‖ℓ ω‖²)`` of the continuous part at angular frequencies ``(..., d)``, radians per unit length."""
+        """``S(ω) = σ² (∏ℓ) s_d(‖ℓ ω‖²)`` of the continuous part at angular frequencies ``(..., d)``, radians
+        per unit length.
+        """
         d = omega.shape[-1]
         ell = self.lengthscale.to(omega)
         if ell.shape[-1] not in (1, d):
             raise ValueError(
-                f"{type(self).__name__}: frequencies have {d} axes, but there are {ell.shape[-1]} length scales."
+                f"{type(self).__name__}: frequencies have {d} axes, but there are {ell.shape[-1]} length "
+                "scales."
             )
         ell = ell.reshape(-1).expand(d)
         return self.variance.to(omega) * ell.prod() * self._unit_spectrum((omega * ell).square().sum(-1), d)
@@ -129,7 +142,9 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
     ) -> Tensor:
         if last_dim_is_batch:
-            raise ValueError(f"{type(self).__name__}: last_dim_is_batch is deprecated in gpytorch and not supported here.")
+            raise ValueError(
+                f"{type(self).__name__}: last_dim_is_batch is deprecated in gpytorch and not supported here."
+            )
         return self.at_lags(x1 - x2 if diag else x1.unsqueeze(-2) - x2.unsqueeze(-3))
 
     def __add__(self, other: gpytorch.kernels.Kernel) -> gpytorch.kernels.Kernel:
@@ -145,7 +160,8 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
     def __repr__(self) -> str:
         ell = [round(v, 6) for v in self.lengthscale.detach().reshape(-1).tolist()]
         shown = f"{ell[0]:g}" if len(ell) == 1 else str(ell)
-        return f"{type(self).__name__}({self._extra()}lengthscale={shown}, variance={float(self.variance.detach()):g})"
+        variance = float(self.variance.detach())
+        return f"{type(self).__name__}({self._extra()}lengthscale={shown}, variance={variance:g})"
 
     def _extra(self) -> str:
         return ""

@@ -1,21 +1,20 @@
 r"""The families.
 
 Matérn ``ρ(r) = 2^{1-ν}/Γ(ν) (√(2ν) r)^ν K_ν(√(2ν) r)``, in closed form for ``ν = 1/2, 3/2, 5/2``, with
-``s_d(w²) = 2^d π^{d/2} Γ(ν+d/2) (2ν)^ν / Γ(ν) (2ν + w²)^{-(ν+d/2)}`` (Stein 1999, section 2.7; Rasmussen & Williams 2006, eq. 4.15);
-Gaussian ``ρ(r) = exp(-r²/2)`` with ``s_d(w²) = (2π)^{d/2} exp(-w²/2)``; nugget ``ρ(r) = 1{r=0}``.
+``s_d(w²) = 2^d π^{d/2} Γ(ν+d/2) (2ν)^ν / Γ(ν) (2ν + w²)^{-(ν+d/2)}`` (Stein 1999, section 2.7; Rasmussen &
+Williams 2006, eq. 4.15); Gaussian ``ρ(r) = exp(-r²/2)`` with ``s_d(w²) = (2π)^{d/2} exp(-w²/2)``; nugget
+``ρ(r) = 1{r=0}``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from gpytorch.constraints import Positive
-from torch import Tensor
-
 from spatialdiff.kernels.base import StationaryKernel, gaussian_constant, positive
+from torch import Tensor
 
 
 class Matern(StationaryKernel):
@@ -33,7 +32,10 @@ class Matern(StationaryKernel):
     SMOOTHNESS = (0.5, 1.5, 2.5)
 
     def __init__(
-        self, nu: float = 1.5, lengthscale: float | Sequence[float] | Tensor = 1.0, variance: float | Tensor = 1.0
+        self,
+        nu: float = 1.5,
+        lengthscale: float | Sequence[float] | Tensor = 1.0,
+        variance: float | Tensor = 1.0,
     ) -> None:
         if float(nu) not in self.SMOOTHNESS:
             raise ValueError(f"{type(self).__name__}: nu must be one of {self.SMOOTHNESS}, got {nu!r}.")
@@ -77,7 +79,9 @@ class Exponential(Matern):
 
 
 class Gaussian(StationaryKernel):
-    """``k(h) = σ² exp(-‖h/ℓ‖²/2)``, the squared exponential. Very smooth: on a fine grid Γ is numerically singular without a nugget."""
+    """``k(h) = σ² exp(-‖h/ℓ‖²/2)``, the squared exponential. Very smooth: on a fine grid Γ is numerically
+    singular without a nugget.
+    """
 
     def correlation(self, r: Tensor) -> Tensor:
         return torch.exp(-r.square() / 2)
@@ -87,10 +91,12 @@ class Gaussian(StationaryKernel):
 
 
 class Nugget(StationaryKernel):
-    """``k(h) = σ² 1{h=0}``: variance without correlation (measurement error, variation below the grid spacing).
+    """``k(h) = σ² 1{h=0}``: variance without correlation (measurement error, variation below the grid
+    spacing).
 
-    Two points with exactly equal coordinates share the nugget. It has no spectral density on the continuum, so
-    `spectral_density` is 0 and `nugget` is ``σ²``; on a lattice its spectral density is the constant ``σ²`` × cell volume.
+    Two points with exactly equal coordinates share the nugget. It has no spectral density on the continuum,
+    so `spectral_density` is 0 and `nugget` is ``σ²``; on a lattice its spectral density is the constant
+    ``σ²`` × cell volume.
 
     Args:
         variance: ``σ²``.
@@ -124,4 +130,3 @@ class Nugget(StationaryKernel):
 
     def __repr__(self) -> str:
         return f"Nugget(variance={float(self.variance.detach()):g})"
-

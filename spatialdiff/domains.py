@@ -1,7 +1,8 @@
 """Where a field lives.
 
-A grid has sites ``x_i = (i_1 h_1, …, i_d h_d)`` with ``0 ≤ i_a < n_a``, spacing ``h_a`` and extent ``n_a h_a`` along axis ``a``.
-On a periodic axis the site ``n_a`` is the site ``0`` again, so that the extent is the period.
+A grid has sites ``x_i = (i_1 h_1, …, i_d h_d)`` with ``0 ≤ i_a < n_a``, spacing ``h_a`` and extent ``n_a
+h_a`` along axis ``a``. On a periodic axis the site ``n_a`` is the site ``0`` again, so that the extent is
+the period.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from torch import Tensor
 
 
 def _per_axis(value: Any, ndim: int, name: str) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, Sequence | Tensor) and not isinstance(value, str) else (value,) * ndim
+    values = (
+        tuple(value)
+        if isinstance(value, Sequence | Tensor) and not isinstance(value, str)
+        else (value,) * ndim
+    )
     if len(values) != ndim:
         raise ValueError(
-            f"Grid: {name} has {len(values)} entries for {ndim} axes; give one value or one per axis (got {value!r})."
+            f"Grid: {name} has {len(values)} entries for {ndim} axes; give one value or one per axis (got "
+            f"{value!r})."
         )
     return values
 
@@ -30,11 +36,13 @@ class Grid:
 
     Args:
         shape: number of sites per axis, ``(n_1, …, n_d)``, or one int.
-        spacing: distance between neighbouring sites, one value or one per axis, in the length unit of the kernel.
+        spacing: distance between neighbouring sites, one value or one per axis, in the length unit of the
+            kernel.
         periodic: whether an axis wraps around, one bool or one per axis.
 
     Raises:
-        ValueError: no axis or more than three, a size below 1, a spacing that is not positive and finite, a wrong number of values.
+        ValueError: no axis or more than three, a size below 1, a spacing that is not positive and finite, a
+            wrong number of values.
     """
 
     shape: tuple[int, ...]
@@ -51,7 +59,9 @@ class Grid:
         if not 1 <= len(sizes) <= 3:
             raise ValueError(f"Grid: shape must have 1, 2 or 3 axes, got {len(sizes)} ({sizes}).")
         if any(int(n) != n or n < 1 for n in sizes):
-            raise ValueError(f"Grid: every axis needs a whole number of sites, at least 1; got shape {sizes}.")
+            raise ValueError(
+                f"Grid: every axis needs a whole number of sites, at least 1; got shape {sizes}."
+            )
         spacings = _per_axis(spacing, len(sizes), "spacing")
         if not all(math.isfinite(h) and h > 0 for h in spacings):
             raise ValueError(f"Grid: spacing must be positive and finite, got {tuple(spacings)}.")
@@ -82,5 +92,7 @@ class Grid:
 
     def coordinates(self) -> Tensor:
         """Coordinates of the sites, float64, shape ``(*shape, d)``."""
-        axes = [torch.arange(n, dtype=torch.float64) * h for n, h in zip(self.shape, self.spacing, strict=True)]
+        axes = [
+            torch.arange(n, dtype=torch.float64) * h for n, h in zip(self.shape, self.spacing, strict=True)
+        ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from spatialdiff.covariance.base import Covariance
-from spatialdiff.covariance.basis import Basis, ChannelBasis, CosineBasis, FactorBasis, FourierBasis, PencilBasis
+from spatialdiff.covariance.basis import (
+    Basis,
+    ChannelBasis,
+    CosineBasis,
+    FactorBasis,
+    FourierBasis,
+    PencilBasis,
+)
 from spatialdiff.covariance.checks import SpatialWarning
 from spatialdiff.covariance.circulant import CirculantCovariance, EmbeddingError
 from spatialdiff.covariance.cosine import CosineCovariance

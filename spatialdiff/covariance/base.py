@@ -1,9 +1,10 @@
 r"""Γ as an operator: ``Γ = B ⊗ Γ_s`` with ``Γ_s = R_s R_sᵀ`` on a grid and ``B = L Lᵀ`` on the channels.
 
-Every structure gives the spatial part, six small methods that act on the trailing grid axes; this class adds the channels, the
-checks, the Gaussian density and sampling, once. With ``R = L ⊗ R_s``:
+Every structure gives the spatial part, six small methods that act on the trailing grid axes; this class adds
+the channels, the checks, the Gaussian density and sampling, once. With ``R = L ⊗ R_s``:
 
-``η = R z``, ``z = R⁻¹ x``, ``log det Γ = C log det Γ_s + n log det B``, ``log N(x; 0, Γ) = -½ (xᵀΓ⁻¹x + log det Γ + N log 2π)``.
+``η = R z``, ``z = R⁻¹ x``, ``log det Γ = C log det Γ_s + n log det B``, ``log N(x; 0, Γ) = -½ (xᵀΓ⁻¹x + log
+det Γ + N log 2π)``.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ Channels = int | Tensor | Sequence[Sequence[float]] | None
 class Covariance(nn.Module):
     """Base of all structures; see the module for the equations.
 
-    Fields have shape ``(..., *grid.shape)`` with ``channels=None`` (Γ then acts on the grid and broadcasts over every leading
-    axis), and ``(..., C, *grid.shape)`` with ``channels=C`` or a ``(C, C)`` matrix ``B``.
+    Fields have shape ``(..., *grid.shape)`` with ``channels=None`` (Γ then acts on the grid and broadcasts
+    over every leading axis), and ``(..., C, *grid.shape)`` with ``channels=C`` or a ``(C, C)`` matrix ``B``.
 
-    Differentiable in the parameters of ``kernel`` where they require a gradient and gradients are on; otherwise factors are
-    computed once and again only after a parameter has changed. Parameters and spectra stay in float64 under ``.to(dtype)``,
-    which sets the data type of samples.
+    Differentiable in the parameters of ``kernel`` where they require a gradient and gradients are on;
+    otherwise factors are computed once and again only after a parameter has changed. Parameters and spectra
+    stay in float64 under ``.to(dtype)``, which sets the data type of samples.
 
     Args:
         domain: the grid.
@@ -52,7 +53,9 @@ class Covariance(nn.Module):
     channel_matrix: Tensor | None
     _anchor: Tensor
 
-    def __init__(self, domain: Grid, channels: Channels = None, kernel: gpytorch.kernels.Kernel | None = None) -> None:
+    def __init__(
+        self, domain: Grid, channels: Channels = None, kernel: gpytorch.kernels.Kernel | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(domain, Grid):
             raise TypeError(f"{type(self).__name__} needs a Grid, got {type(domain).__name__}.")
@@ -64,7 +67,7 @@ class Covariance(nn.Module):
         self._cache: dict[Any, Tensor] = {}
         self._seen: list[tuple[Any, Tensor | None]] = []
 
-    # ---- shapes ------------------------------------------------------------------------------------------------------
+    # ---- shapes
     @property
     def event_shape(self) -> torch.Size:
         """Shape of one field: ``grid.shape``, or ``(C, *grid.shape)``."""
@@ -90,7 +93,7 @@ class Covariance(nn.Module):
     def _factor_grid(self) -> tuple[int, ...]:
         return self.domain.shape
 
-    # ---- the spatial part, given by each structure ----------------------------------------------------------------------
+    # ---- the spatial part, given by each structure
     def _color(self, z: Tensor) -> Tensor:
         raise NotImplementedError  # pragma: no cover - abstract
 
@@ -116,9 +119,11 @@ class Covariance(nn.Module):
         """How Γ is represented and how exactly."""
         return CovarianceReport(method=self.method, exact=True)
 
-    # ---- the interface -------------------------------------------------------------------------------------------------
+    # ---- the interface
     def sample(self, shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws of ``N(0, Γ)``, shape ``(*shape, *event_shape)``, in the data type and on the device of this module."""
+        """Draws of ``N(0, Γ)``, shape ``(*shape, *event_shape)``, in the data type and on the device of this
+        module.
+        """
         white = torch.randn(
             *shape, *self.factor_shape, generator=generator, dtype=self.dtype, device=self.device
         )
@@ -130,7 +135,9 @@ class Covariance(nn.Module):
         return self._on_channels(self._color(white), "root")
 
     def whiten(self, field: Tensor) -> Tensor:
-        """``z = R⁻¹ x``: ``(..., *event_shape)`` → ``(..., *factor_shape)``; raises where ``R`` is not square, or on NaN."""
+        """``z = R⁻¹ x``: ``(..., *event_shape)`` → ``(..., *factor_shape)``; raises where ``R`` is not
+        square, or on NaN.
+        """
         self._check(field, self.event_shape, "whiten", finite=True)
         return self._on_channels(self._whiten(field), "inverse_root")
 
@@ -171,14 +178,16 @@ class Covariance(nn.Module):
         return spatial.expand(self.event_shape)
 
     def eigenvalues(self) -> Tensor:
-        """Eigenvalues of Γ in `basis`, float64, shape ``basis.modes``, or ``(C, *basis.modes)`` with channels.
+        """Eigenvalues of Γ in `basis`, float64, shape ``basis.modes``, or ``(C, *basis.modes)`` with
+        channels.
 
         Raises:
             ValueError: the structure has no fast basis, or the channels are correlated.
         """
         if self.basis is None:
             raise ValueError(
-                f'{type(self).__name__} is diagonal in no fast basis; use method="torus" on a periodic grid or method="cosine" on any.'
+                f'{type(self).__name__} is diagonal in no fast basis; use method="torus" on a periodic grid '
+                'or method="cosine" on any.'
             )
         values = self._eigenvalues()
         if self.channels is None:
@@ -188,14 +197,17 @@ class Covariance(nn.Module):
             diagonal = self.channel_matrix.diagonal()
             if not torch.equal(self.channel_matrix, torch.diag(diagonal)):
                 raise ValueError(
-                    "eigenvalues: the channels are correlated, so that Γ is diagonal in the basis for no single channel; "
+                    "eigenvalues: the channels are correlated, so that Γ is diagonal in the basis for no "
+                    "single channel; "
                     "use spatialdiff.covariance.joint_spectrum, which rotates the channels."
                 )
             values = values * diagonal.reshape(-1, *(1,) * self.domain.ndim)
         return values
 
     def spatial_eigenvalues(self) -> Tensor:
-        """Eigenvalues of the spatial part Γ_s, without the channel matrix: ``basis.modes`` or ``(C, *basis.modes)``."""
+        """Eigenvalues of the spatial part Γ_s, without the channel matrix: ``basis.modes`` or ``(C,
+        *basis.modes)``.
+        """
         if self.basis is None:
             raise ValueError(f"{type(self).__name__} is diagonal in no fast basis.")
         return self._eigenvalues()
@@ -216,7 +228,7 @@ class Covariance(nn.Module):
 
         return CovarianceOperator(torch.empty(0, dtype=self.dtype, device=self.device), covariance=self)
 
-    # ---- shared machinery ------------------------------------------------------------------------------------------------
+    # ---- shared machinery
     def _event_axes(self) -> tuple[int, ...]:
         return tuple(range(-len(self.event_shape), 0))
 
@@ -231,7 +243,9 @@ class Covariance(nn.Module):
                 hint = f" (Γ has {self.channels} channels, then the axes of the grid)"
             raise ValueError(f"{what}: needs shape (..., {expected}){hint}, got {tuple(x.shape)}.")
         if x.device != self._anchor.device:
-            raise ValueError(f"{what}: the field is on {x.device}, Γ on {self.device}; move one of them with .to().")
+            raise ValueError(
+                f"{what}: the field is on {x.device}, Γ on {self.device}; move one of them with .to()."
+            )
         if finite:
             check_finite(x, what)
 
@@ -258,7 +272,9 @@ class Covariance(nn.Module):
         return [*self.parameters(), *(b for b in self.buffers() if b.is_floating_point())]
 
     def _factor(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The factor that ``_compute_<name>`` gives in float64, cast to ``dtype``; cached unless a gradient is wanted."""
+        """The factor that ``_compute_<name>`` gives in float64, cast to ``dtype``; cached unless a gradient
+        is wanted.
+        """
         compute: Callable[[], Tensor] = getattr(self, f"_compute_{name}")
         if torch.is_grad_enabled() and any(t.requires_grad for t in self._tracked()):
             return compute().to(dtype)

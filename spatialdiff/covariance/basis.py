@@ -1,8 +1,10 @@
-r"""Bases in which Γ is diagonal: ``x = Σ_k c_k φ_k``, ``Γ φ_k = γ_k φ_k``, functions of Γ are multiplications of ``c``.
+r"""Bases in which Γ is diagonal: ``x = Σ_k c_k φ_k``, ``Γ φ_k = γ_k φ_k``, functions of Γ are
+multiplications of ``c``.
 
-Fourier (periodic grids): ``c = F x/√n``, the half spectrum of a real transform; mode ``k`` stands for itself and its conjugate.
-Cosine (any grid): the orthonormal DCT-II ``φ_k(x) = √((2-δ_{k0})/n) cos(π k (x + ½)/n)`` per axis, the eigenvectors of every
-covariance that is the reflection of a periodic one at the half-sample boundaries.
+Fourier (periodic grids): ``c = F x/√n``, the half spectrum of a real transform; mode ``k`` stands for itself
+and its conjugate. Cosine (any grid): the orthonormal DCT-II ``φ_k(x) = √((2-δ_{k0})/n) cos(π k (x + ½)/n)``
+per axis, the eigenvectors of every covariance that is the reflection of a periodic one at the half-sample
+boundaries.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Basis:
 
     @property
     def weights(self) -> Tensor:
-        """How many orthonormal modes each stored coefficient stands for, float64, shape ``modes``; the sum is ``n``."""
+        """How many orthonormal modes each stored coefficient stands for, float64, shape ``modes``; the sum
+        is ``n``.
+        """
         return torch.ones(self.modes, dtype=torch.float64)
 
     @property
@@ -67,7 +71,9 @@ class Basis:
 
 
 class FourierBasis(Basis):
-    """Half spectrum of the real discrete Fourier transform, orthonormal; for grids whose axes are all periodic."""
+    """Half spectrum of the real discrete Fourier transform, orthonormal; for grids whose axes are all
+    periodic.
+    """
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
@@ -116,15 +122,18 @@ class CosineBasis(Basis):
 
 
 class FactorBasis(Basis):
-    """Columns of an invertible factor ``F``: ``Γ = F diag(γ) Fᵀ`` and ``C = F diag(c) Fᵀ`` for two dense covariances.
+    """Columns of an invertible factor ``F``: ``Γ = F diag(γ) Fᵀ`` and ``C = F diag(c) Fᵀ`` for two dense
+    covariances.
 
-    Not orthonormal, and not needed to be: every ratio of the two, such as ``C (C + Γ)⁻¹ = F c/(c + γ) F⁻¹``, is a `multiply`.
+    Not orthonormal, and not needed to be: every ratio of the two, such as ``C (C + Γ)⁻¹ = F c/(c + γ) F⁻¹``,
+    is a `multiply`.
 
     Args:
         grid: the grid.
         factor: ``F``, shape ``(N, N)``, float64.
         inverse: ``F⁻¹``.
-        channels: None where ``N = n``, or the number of channels where ``N = C n``; modes keep the shape of the grid.
+        channels: None where ``N = n``, or the number of channels where ``N = C n``; modes keep the shape of
+            the grid.
     """
 
     def __init__(self, grid: Grid, factor: Tensor, inverse: Tensor, channels: int | None = None) -> None:
@@ -146,7 +155,9 @@ class FactorBasis(Basis):
 
     @property
     def wavenumbers(self) -> Tensor:
-        raise ValueError("A basis of generalised eigenvectors has no wavenumbers; use the torus or the cosine structure.")
+        raise ValueError(
+            "A basis of generalised eigenvectors has no wavenumbers; use the torus or the cosine structure."
+        )
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -159,7 +170,9 @@ PencilBasis = FactorBasis
 
 
 class ChannelBasis(Basis):
-    """A spatial basis after a change of channels: ``x = (F ⊗ I) x'`` with an invertible ``(C, C)`` factor ``F``."""
+    """A spatial basis after a change of channels: ``x = (F ⊗ I) x'`` with an invertible ``(C, C)`` factor
+    ``F``.
+    """
 
     def __init__(self, spatial: Basis, factor: Tensor) -> None:
         super().__init__(spatial.grid)

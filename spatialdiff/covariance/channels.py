@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def channel_covariance(channels: int | Tensor | Sequence[Sequence[float]] | None) -> tuple[int | None, Tensor | None]:
+def channel_covariance(
+    channels: int | Tensor | Sequence[Sequence[float]] | None,
+) -> tuple[int | None, Tensor | None]:
     """Number of channels and ``B`` (None where the channels are independent and alike).
 
     Raises:
@@ -22,13 +24,16 @@ def channel_covariance(channels: int | Tensor | Sequence[Sequence[float]] | None
         return channels, None
     matrix = torch.as_tensor(channels, dtype=torch.float64).clone()
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 1:
-        raise ValueError(f"channels must be None, a positive int or a (C, C) matrix, got shape {tuple(matrix.shape)}.")
+        raise ValueError(
+            f"channels must be None, a positive int or a (C, C) matrix, got shape {tuple(matrix.shape)}."
+        )
     if not torch.allclose(matrix, matrix.T, rtol=1e-10, atol=0) or not bool(torch.isfinite(matrix).all()):
         raise ValueError("channels: the channel covariance must be finite and symmetric.")
     smallest = float(torch.linalg.eigvalsh(matrix)[0])
     if smallest <= 0:
         raise ValueError(
-            f"channels: the channel covariance must be positive definite, its smallest eigenvalue is {smallest:.3g}."
+            "channels: the channel covariance must be positive definite, its smallest eigenvalue is "
+            f"{smallest:.3g}."
         )
     return matrix.shape[0], matrix
 

@@ -42,19 +42,24 @@ def check_lengthscale(kernel: gpytorch.kernels.Kernel, grid: Grid) -> None:
         scales = part.lengthscale.detach().reshape(-1).tolist()
         scales = scales * grid.ndim if len(scales) == 1 else scales
         if len(scales) != grid.ndim:
-            raise ValueError(f"{type(part).__name__} has {len(scales)} length scales, the grid has {grid.ndim} axes.")
+            raise ValueError(
+                f"{type(part).__name__} has {len(scales)} length scales, the grid has {grid.ndim} axes."
+            )
         for axis, (ell, h, extent) in enumerate(zip(scales, grid.spacing, grid.extent, strict=True)):
             if grid.shape[axis] == 1:
                 continue
             if ell < h:
                 warn(
-                    f"{type(part).__name__}: length scale {ell:g} is below the grid spacing {h:g} on axis {axis}: neighbouring "
-                    "sites are nearly independent. Length scales are in units of `spacing`, not of the domain; "
+                    f"{type(part).__name__}: length scale {ell:g} is below the grid spacing {h:g} on axis "
+                    f"{axis}: neighbouring "
+                    "sites are nearly independent. Length scales are in units of `spacing`, not of the "
+                    "domain; "
                     "use a larger one, a finer grid, or a Nugget for variation below the spacing."
                 )
             elif ell > extent:
                 warn(
-                    f"{type(part).__name__}: length scale {ell:g} is beyond the extent {extent:g} of axis {axis}: fields are nearly "
+                    f"{type(part).__name__}: length scale {ell:g} is beyond the extent {extent:g} of axis "
+                    f"{axis}: fields are nearly "
                     "constant along it. Use a smaller length scale or a larger grid."
                 )
 
@@ -72,7 +77,9 @@ def check_stationary(kernel: gpytorch.kernels.Kernel, grid: Grid, structure: str
         direct = kernel(sites).to_dense().to(torch.float64)
         lagged = at_lags(kernel, sites[:, None] - sites[None])
     if not torch.allclose(direct, lagged, rtol=1e-3, atol=1e-3 * float(lagged.abs().max())):
-        raise ValueError(f"{type(kernel).__name__} claims to be stationary, but depends on more than x - x'. {advice}")
+        raise ValueError(
+            f"{type(kernel).__name__} claims to be stationary, but depends on more than x - x'. {advice}"
+        )
 
 
 def check_finite(x: Tensor, what: str) -> None:
@@ -80,5 +87,6 @@ def check_finite(x: Tensor, what: str) -> None:
     bad = int(x.numel() - torch.isfinite(x).sum())
     if bad:
         raise ValueError(
-            f"{what}: {bad} of {x.numel()} values are NaN or infinite (shape {tuple(x.shape)}); fill or remove them first."
+            f"{what}: {bad} of {x.numel()} values are NaN or infinite (shape {tuple(x.shape)}); fill or "
+            "remove them first."
         )

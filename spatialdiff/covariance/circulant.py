@@ -1,8 +1,10 @@
-r"""Stationary Γ on a grid that is not periodic: a corner of a circulant matrix [Dietrich & Newsam 1997; Wood & Chan 1994].
+r"""Stationary Γ on a grid that is not periodic: a corner of a circulant matrix [Dietrich & Newsam 1997; Wood
+& Chan 1994].
 
-``Γ_s = P C Pᵀ`` where ``C`` is circulant on ``m ≥ 2(n-1)`` sites per axis (``m = n`` on periodic axes), its first row ``k(min(j, m-j))`` and its
-eigenvalues ``λ = F k``. If ``λ ≥ 0``, ``R = P H diag(√λ)`` with the orthonormal Hartley transform ``H = (Re F - Im F)/√m`` satisfies
-``R Rᵀ = Γ_s`` since ``λ`` is even: one draw of real noise and *one real FFT* per field. Products with Γ are exact through ``C``.
+``Γ_s = P C Pᵀ`` where ``C`` is circulant on ``m ≥ 2(n-1)`` sites per axis (``m = n`` on periodic axes), its
+first row ``k(min(j, m-j))`` and its eigenvalues ``λ = F k``. If ``λ ≥ 0``, ``R = P H diag(√λ)`` with the
+orthonormal Hartley transform ``H = (Re F - Im F)/√m`` satisfies ``R Rᵀ = Γ_s`` since ``λ`` is even: one draw
+of real noise and *one real FFT* per field. Products with Γ are exact through ``C``.
 """
 
 from __future__ import annotations
@@ -48,14 +50,16 @@ def fast_size(least: int) -> int:
 
 
 class CirculantCovariance(Covariance):
-    """Exact stationary Γ on a grid with an axis that is not periodic; ``R`` is rectangular, it colours and does not whiten.
+    """Exact stationary Γ on a grid with an axis that is not periodic; ``R`` is rectangular, it colours and
+    does not whiten.
 
     Args:
         kernel: any stationary gpytorch kernel.
         domain: the grid; periodic axes are periodised as in `TorusCovariance`.
         channels: see `Covariance`.
-        on_negative: what to do when no embedding up to ``max_growth`` is a covariance: "error", or "clip" the negative eigenvalues of the
-            one that has least of them to 0, which changes Γ by at most ``report.error_bound`` in any entry.
+        on_negative: what to do when no embedding up to ``max_growth`` is a covariance: "error", or "clip"
+            the negative eigenvalues of the one that has least of them to 0, which changes Γ by at most
+            ``report.error_bound`` in any entry.
         max_growth: largest embedding, per axis, as a multiple of ``2(n-1)``.
         max_sites: largest embedding in all.
         tolerance: relative residual ``‖Γx - b‖/‖b‖`` that `solve` reaches, or raises.
@@ -82,9 +86,13 @@ class CirculantCovariance(Covariance):
     ) -> None:
         super().__init__(domain, channels, kernel)
         if all(domain.periodic):
-            raise ValueError('CirculantCovariance: every axis is periodic and needs no embedding; use method="torus".')
+            raise ValueError(
+                'CirculantCovariance: every axis is periodic and needs no embedding; use method="torus".'
+            )
         if on_negative not in ("error", "clip"):
-            raise ValueError(f'CirculantCovariance: on_negative must be "error" or "clip", got {on_negative!r}.')
+            raise ValueError(
+                f'CirculantCovariance: on_negative must be "error" or "clip", got {on_negative!r}.'
+            )
         check_stationary(kernel, domain, "CirculantCovariance")
         check_lengthscale(kernel, domain)
         self.on_negative = on_negative
@@ -92,7 +100,7 @@ class CirculantCovariance(Covariance):
         self.tolerance, self.max_iterations = tolerance, max_iterations
         self.embedding = self._embed()
 
-    # ---- the embedding ----------------------------------------------------------------------------------------------------
+    # ---- the embedding
     def _sizes(self) -> list[tuple[int, ...]]:
         """Embeddings to try, smallest first: sizes grow by a half, rounded up to a product of 2, 3 and 5."""
         assert self.kernel is not None
@@ -124,9 +132,10 @@ class CirculantCovariance(Covariance):
         sizes, _, smallest, largest, count = tried[-1]
         shown = ", ".join("x".join(map(str, t[0])) for t in tried)
         raise EmbeddingError(
-            f"The circulant embedding of {self.kernel!r} on {self.domain} is not a covariance: at {'x'.join(map(str, sizes))} its smallest "
-            f"eigenvalue is {smallest:.3g} (largest {largest:.3g}), {count} of {math.prod(sizes)} are negative; tried {shown}. "
-            'Use a shorter length scale or a rougher kernel, a larger max_growth, method="cosine" or (few sites) "dense"; or '
+            f"The circulant embedding of {self.kernel!r} on {self.domain} is not a covariance: at "
+            f"{'x'.join(map(str, sizes))} its smallest eigenvalue is {smallest:.3g} (largest {largest:.3g}), "
+            f"{count} of {math.prod(sizes)} are negative; tried {shown}. Use a shorter length scale or a "
+            'rougher kernel, a larger max_growth, method="cosine" or (few sites) "dense"; or '
             'on_negative="clip", which reports the covariance error that it causes.'
         )
 
@@ -156,8 +165,9 @@ class CirculantCovariance(Covariance):
         smallest, largest = float(values.detach().min()), float(values.detach().max())
         if smallest < -TOLERANCE * largest and self.on_negative == "error":
             raise EmbeddingError(
-                f"The embedding {self.embedding} is no covariance for the kernel's present parameters, {self.kernel!r}: smallest eigenvalue "
-                f"{smallest:.3g}, largest {largest:.3g}. Build the covariance anew after changing the kernel."
+                f"The embedding {self.embedding} is no covariance for the kernel's present parameters, "
+                f"{self.kernel!r}: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}. Build the "
+                "covariance anew after changing the kernel."
             )
         return values.clamp_min(0.0)
 
@@ -179,7 +189,7 @@ class CirculantCovariance(Covariance):
         self.embedding = tuple(int(m) for m in state)
         self._cache, self._seen = {}, []
 
-    # ---- operations ---------------------------------------------------------------------------------------------------------
+    # ---- operations
     def _factor_grid(self) -> tuple[int, ...]:
         return self.embedding
 
@@ -200,13 +210,16 @@ class CirculantCovariance(Covariance):
 
     def _whiten(self, x: Tensor) -> Tensor:
         raise ValueError(
-            f"whiten: the factor of a circulant embedding maps {self.embedding} values to {self.domain.shape} sites and has no inverse. Use "
-            'method="cosine" or "dense" (or "torus" on a periodic grid), or solve() and quad_form() for Γ⁻¹.'
+            f"whiten: the factor of a circulant embedding maps {self.embedding} values to {self.domain.shape} "
+            'sites and has no inverse. Use method="cosine" or "dense" (or "torus" on a periodic grid), or '
+            "solve() and quad_form() for Γ⁻¹."
         )
 
     def _matmul(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfftn(x, s=self.embedding, dim=self._axes())
-        return self._crop(torch.fft.irfftn(spectrum * self._factor("half", x.dtype), s=self.embedding, dim=self._axes()))
+        return self._crop(
+            torch.fft.irfftn(spectrum * self._factor("half", x.dtype), s=self.embedding, dim=self._axes())
+        )
 
     def _compute_preconditioner(self) -> Tensor:
         assert self.kernel is not None
@@ -239,12 +252,16 @@ class CirculantCovariance(Covariance):
     def _log_det(self) -> Tensor:
         if self.domain.size > LOG_DET_SITES:
             raise ValueError(
-                f"log_det: circulant embedding has no fast determinant, and {self.domain.size} sites are more than the {LOG_DET_SITES} for a "
-                'dense one. Use method="cosine" (or "torus" on a periodic grid), or sd.fit(..., method="whittle") for a likelihood.'
+                "log_det: a circulant embedding has no fast determinant, and "
+                f"{self.domain.size} sites are more than the {LOG_DET_SITES} for a dense one. Use "
+                'method="cosine" (or "torus" on a periodic grid), or sd.fit(..., method="whittle") for a '
+                "likelihood."
             )
         factor, info = torch.linalg.cholesky_ex(self._spatial_dense())
         if int(info) != 0:
-            raise ValueError("log_det: Γ is not positive definite to working precision; add a Nugget to the kernel.")
+            raise ValueError(
+                "log_det: Γ is not positive definite to working precision; add a Nugget to the kernel."
+            )
         return 2 * factor.diagonal().log().sum()
 
     def _spatial_dense(self) -> Tensor:

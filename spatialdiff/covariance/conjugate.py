@@ -1,7 +1,7 @@
 r"""Conjugate gradients for ``Γ x = b`` to a stated tolerance, and the derivative of the solution.
 
-With ``x = Γ⁻¹ b``: ``dx = Γ⁻¹ (db - dΓ x)``. So the derivative is that of the residual ``b - Γ(θ) x`` at fixed ``x``, sent through one
-more solve.
+With ``x = Γ⁻¹ b``: ``dx = Γ⁻¹ (db - dΓ x)``. So the derivative is that of the residual ``b - Γ(θ) x`` at
+fixed ``x``, sent through one more solve.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def conjugate_gradients(
     if not bool((residual <= 10 * target).all()):
         worst = float((residual / dot(b, b).sqrt()).nan_to_num().max())
         raise RuntimeError(
-            f"solve: conjugate gradients reached a relative residual of {worst:.2g} in {max_iterations} iterations, {tolerance:.2g} was asked "
-            'for. Γ is ill-conditioned: add a Nugget to the kernel, give tolerance= or max_iterations=, or use method="cosine" or "dense".'
+            f"solve: conjugate gradients reached a relative residual of {worst:.2g} in {max_iterations} "
+            f"iterations, {tolerance:.2g} was asked "
+            "for. Γ is ill-conditioned: add a Nugget to the kernel, give tolerance= or max_iterations=, or "
+            'use method="cosine" or "dense".'
         )
     return x
 

@@ -1,8 +1,9 @@
 r"""Any grid, fast and exactly invertible: Γ diagonal in the orthonormal discrete cosine basis ``c_k``.
 
-Given a stationary kernel with matrix ``K``, the closest such Γ in Frobenius norm has ``γ_k = c_kᵀ K c_k ≥ 0``; its trace is that of
-``K``. With ``K_{xy} = k(x - y)`` this is a contraction per axis, ``γ_k = Σ_h k(h) ∏_a A_a(k_a, h_a)``,
-``A(k, h) = Σ_x c_k(x) c_k(x + h)`` over the sites for which both are on the grid: ``O(n Σ n_a)``.
+Given a stationary kernel with matrix ``K``, the closest such Γ in Frobenius norm has ``γ_k = c_kᵀ K c_k ≥
+0``; its trace is that of ``K``. With ``K_{xy} = k(x - y)`` this is a contraction per axis, ``γ_k = Σ_h k(h)
+∏_a A_a(k_a, h_a)``, ``A(k, h) = Σ_x c_k(x) c_k(x + h)`` over the sites for which both are on the grid: ``O(n
+Σ n_a)``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def cosine_eigenvalues(
 
 
 class CosineCovariance(SpectralCovariance):
-    """Γ diagonal in the cosine basis: non-stationary near the boundary, as fast as the torus, without wrapping around.
+    """Γ diagonal in the cosine basis: non-stationary near the boundary, as fast as the torus, without
+    wrapping around.
 
     Args:
         kernel: any stationary gpytorch kernel; on periodic axes it is periodised.
@@ -85,7 +87,9 @@ class CosineCovariance(SpectralCovariance):
 
     @classmethod
     def from_spectrum(cls, domain: Grid, spectrum: Tensor, channels: Channels = None) -> CosineCovariance:
-        """Γ with given eigenvalues, shape ``grid.shape``, or ``(C, *grid.shape)`` for one spectrum per channel."""
+        """Γ with given eigenvalues, shape ``grid.shape``, or ``(C, *grid.shape)`` for one spectrum per
+        channel.
+        """
         return cls(None, domain, channels, spectrum=spectrum)
 
     def _kernel_eigenvalues(self) -> Tensor:
@@ -104,7 +108,11 @@ class CosineCovariance(SpectralCovariance):
         condition = self._condition_number()
         if self.kernel is None:
             return CovarianceReport(
-                self.method, exact=True, condition_number=condition, error_bound=0.0, reason="given eigenvalues in the cosine basis"
+                self.method,
+                exact=True,
+                condition_number=condition,
+                error_bound=0.0,
+                reason="given eigenvalues in the cosine basis",
             )
         largest = relative = None
         if self.domain.size <= _ERROR_LIMIT:
@@ -120,5 +128,6 @@ class CosineCovariance(SpectralCovariance):
             error_bound=largest,
             relative_error=relative,
             condition_number=condition,
-            reason="closest covariance (Frobenius) that is diagonal in the cosine basis; it differs most near the boundary",
+            reason="closest covariance (Frobenius) that is diagonal in the cosine basis; it differs most "
+            "near the boundary",
         )

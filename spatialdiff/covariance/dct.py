@@ -1,7 +1,7 @@
 r"""Orthonormal DCT-II over trailing axes: ``X_k = √((2-δ_{k0})/n) Σ_x x_x cos(π k (x + ½)/n)``.
 
-Two forms of the same map: a product with the ``n × n`` cosine matrix on short axes, and one FFT of the even-odd reordered input on long
-ones (Makhoul 1980). Both are differentiable by autograd.
+Two forms of the same map: a product with the ``n × n`` cosine matrix on short axes, and one FFT of the
+even-odd reordered input on long ones (Makhoul 1980). Both are differentiable by autograd.
 """
 
 from __future__ import annotations
@@ -53,17 +53,13 @@ def _last_forward(x: Tensor) -> Tensor:
 def _last_inverse(c: Tensor) -> Tensor:
     n = c.shape[-1]
     m = n // 2 + 1
-    scale = 1 / _twiddle(n, c.dtype, c.device)
-    reflected = torch.cat([torch.zeros_like(c[..., :1]), c[..., 1:].flip(-1)], dim=-1)[..., :m]
-    # X_k = Re, and -X_{n-k} the imaginary part, of the rotated spectrum; both rows share one scale but at k = 0
-    spectrum = torch.complex(c[..., :m], -reflected) * (scale[:m] / 1.0)
+    # the spectrum of the reordered field, rotated, has real part X_k and imaginary part -X_{n-k}
+    reflected = torch.nn.functional.pad(c[..., 1:].flip(-1), (1, 0))[..., :m]
+    spectrum = torch.complex(c[..., :m], -reflected) / _twiddle(n, c.dtype, c.device)[:m]
     order = torch.fft.irfft(spectrum, n=n)
-    out = torch.empty_like(c) if not c.requires_grad else c.new_zeros(c.shape)
     front = (n + 1) // 2
-    out = torch.stack(
-        [order[..., :front], torch.nn.functional.pad(order[..., front:].flip(-1), (0, front - (n - front)))], dim=-1
-    ).flatten(-2)[..., :n]
-    return out
+    odd = torch.nn.functional.pad(order[..., front:].flip(-1), (0, 2 * front - n))
+    return torch.stack([order[..., :front], odd], dim=-1).flatten(-2)[..., :n]
 
 
 def _along(x: Tensor, axis: int, *, inverse: bool) -> Tensor:

@@ -1,4 +1,6 @@
-"""Dense Γ by Cholesky in float64: ``R = L``, lower triangular. Exact for any kernel; the reference for all other structures."""
+"""Dense Γ by Cholesky in float64: ``R = L``, lower triangular. Exact for any kernel; the reference for all
+other structures.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class DenseCovariance(Covariance):
         channels: see `Covariance`.
 
     Raises:
-        ValueError: Γ is not positive definite (at the first use that needs a factor); a kernel that is not stationary on a periodic axis.
+        ValueError: Γ is not positive definite (at the first use that needs a factor); a kernel that is not
+            stationary on a periodic axis.
     """
 
     method = "dense"
@@ -39,7 +42,8 @@ class DenseCovariance(Covariance):
         if given is not None:
             if given.shape != (domain.size, domain.size):
                 raise ValueError(
-                    f"DenseCovariance: needs a ({domain.size}, {domain.size}) matrix, got {tuple(given.shape)}."
+                    f"DenseCovariance: needs a ({domain.size}, {domain.size}) matrix, got "
+                    f"{tuple(given.shape)}."
                 )
             if not torch.allclose(given, given.T):
                 raise ValueError("DenseCovariance: the matrix is not symmetric.")
@@ -47,7 +51,9 @@ class DenseCovariance(Covariance):
         elif isinstance(kernel, gpytorch.kernels.Kernel):
             check_lengthscale(kernel, domain)
         else:
-            raise TypeError(f"DenseCovariance needs a gpytorch kernel or a matrix, got {type(kernel).__name__}.")
+            raise TypeError(
+                f"DenseCovariance needs a gpytorch kernel or a matrix, got {type(kernel).__name__}."
+            )
         self.register_buffer("matrix_", given)
 
     def _compute_matrix(self) -> Tensor:
@@ -63,7 +69,8 @@ class DenseCovariance(Covariance):
             smallest = float(torch.linalg.eigvalsh(matrix.detach())[0])
             raise ValueError(
                 f"Γ is not positive definite: smallest eigenvalue {smallest:.3g}, largest diagonal entry "
-                f"{float(matrix.detach().diagonal().max()):.3g}. Add a Nugget to the kernel, or use a rougher or shorter one."
+                f"{float(matrix.detach().diagonal().max()):.3g}. Add a Nugget to the kernel, or use a "
+                "rougher or shorter one."
             )
         return factor
 
@@ -97,7 +104,9 @@ class DenseCovariance(Covariance):
         values = torch.linalg.eigvalsh(self._factor("matrix").detach())
         condition = float(values[-1] / values[0]) if values[0] > 0 else float("inf")
         reason = "a given matrix" if self.kernel is None else "every pair of sites, Cholesky in float64"
-        return CovarianceReport(self.method, exact=True, error_bound=0.0, condition_number=condition, reason=reason)
+        return CovarianceReport(
+            self.method, exact=True, error_bound=0.0, condition_number=condition, reason=reason
+        )
 
 
 def kernel_matrix(kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None) -> Tensor:

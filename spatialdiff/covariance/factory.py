@@ -17,7 +17,8 @@ from spatialdiff.domains import Grid
 from spatialdiff.kernels import Nugget
 
 METHODS = ("auto", "white", "dense", "torus", "cosine", "circulant")
-# up to this many sites the dense factor colours a field faster than the circulant embedding, see benchmarks/coloured_noise.py
+# up to this many sites the dense factor colours a field faster than the circulant embedding, see
+# benchmarks/coloured_noise.py
 DENSE_SITES = 1024
 
 
@@ -32,17 +33,19 @@ def covariance(
 ) -> Covariance:
     """Γ of a kernel on a grid.
 
-    ``"auto"`` takes white for a `Nugget` alone, the torus where every axis is periodic, dense for kernels that are not stationary
-    and for at most 1024 sites, circulant embedding otherwise: always the covariance that was asked for, exactly. The cosine structure is
-    an approximation of a stationary kernel and is taken only when named.
+    ``"auto"`` takes white for a `Nugget` alone, the torus where every axis is periodic, dense for kernels
+    that are not stationary and for at most 1024 sites, circulant embedding otherwise: always the covariance
+    that was asked for, exactly. The cosine structure is an approximation of a stationary kernel and is taken
+    only when named.
 
     Args:
         kernel: any gpytorch kernel.
         domain: the grid.
-        channels: None (Γ broadcasts over leading axes), the number of independent channels, or a ``(C, C)`` channel covariance.
+        channels: None (Γ broadcasts over leading axes), the number of independent channels, or a ``(C, C)``
+            channel covariance.
         method: one of "auto", "white", "dense", "torus", "cosine", "circulant".
-        spectrum: instead of a kernel, the eigenvalues in the Fourier or cosine basis, shape ``basis.modes`` or ``(C, *basis.modes)``
-            (method "torus" or "cosine").
+        spectrum: instead of a kernel, the eigenvalues in the Fourier or cosine basis, shape ``basis.modes``
+            or ``(C, *basis.modes)`` (method "torus" or "cosine").
         options: options of the structure, such as ``on_negative`` of `CirculantCovariance`.
 
     Raises:

@@ -1,7 +1,8 @@
 r"""Two covariances in one basis: ``Γ = F diag(γ) Fᵀ`` and ``C = F diag(c) Fᵀ``.
 
-With a shared fast basis ``F`` is that basis; with channel matrices ``B_Γ, B_C`` it is the basis times the generalised eigenvectors of the
-pair; otherwise, for few sites, the generalised eigenvectors of ``C v = c Γ v`` themselves (then ``γ = 1``).
+With a shared fast basis ``F`` is that basis; with channel matrices ``B_Γ, B_C`` it is the basis times the
+generalised eigenvectors of the pair; otherwise, for few sites, the generalised eigenvectors of ``C v = c Γ
+v`` themselves (then ``γ = 1``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ DENSE_LIMIT = 4096
 
 
 def pencil(gamma: Tensor, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(F, F⁻¹, c)`` with ``Γ = F Fᵀ`` and ``C = F diag(c) Fᵀ``: Cholesky of Γ, then a symmetric eigenproblem."""
+    """``(F, F⁻¹, c)`` with ``Γ = F Fᵀ`` and ``C = F diag(c) Fᵀ``: Cholesky of Γ, then a symmetric
+    eigenproblem.
+    """
     root = torch.linalg.cholesky(gamma)
     whitened = torch.linalg.solve_triangular(root, data, upper=False)
     whitened = torch.linalg.solve_triangular(root, whitened.mT, upper=False)
@@ -57,10 +60,12 @@ def joint_spectrum(gamma: Covariance, data: Covariance) -> tuple[Basis, Tensor, 
 
     Args:
         gamma: Γ, the noise.
-        data: C, the data; same grid; same channels, or None on either side (that one is then the same in every channel).
+        data: C, the data; same grid; same channels, or None on either side (that one is then the same in
+            every channel).
 
     Returns:
-        ``(basis, γ_k, c_k)``, eigenvalues float64, broadcastable to ``(C, *basis.modes)`` or, without channels, ``basis.modes``.
+        ``(basis, γ_k, c_k)``, eigenvalues float64, broadcastable to ``(C, *basis.modes)`` or, without
+        channels, ``basis.modes``.
 
     Raises:
         ValueError: different grids or channels; no common basis and more than 4096 values per field.
@@ -85,8 +90,10 @@ def joint_spectrum(gamma: Covariance, data: Covariance) -> tuple[Basis, Tensor, 
     size = gamma.domain.size * (channels or 1)
     if size > DENSE_LIMIT:
         raise ValueError(
-            f"joint_spectrum: Γ ({gamma.method}) and the data's covariance ({data.method}) are diagonal in no common basis, and {size} "
-            f"values per field are too many for a dense one (at most {DENSE_LIMIT}). Give both the same structure: "
+            f"joint_spectrum: Γ ({gamma.method}) and the data's covariance ({data.method}) are diagonal in "
+            f"no common basis, and {size} "
+            f"values per field are too many for a dense one (at most {DENSE_LIMIT}). Give both the same "
+            "structure: "
             '"torus" on a periodic grid, "cosine" on any other.'
         )
     dense = [_dense(c, channels) for c in (gamma, data)]

@@ -16,7 +16,8 @@ class CovarianceOperator(LinearOperator):  # type: ignore[misc]
     """``(N, N)`` operator whose products are ``covariance.matmul``; `to_dense` is the covariance's own.
 
     Args:
-        anchor: an empty tensor that carries data type and device (linear_operator wants at least one tensor argument).
+        anchor: an empty tensor that carries data type and device (linear_operator wants at least one tensor
+            argument).
         covariance: the covariance.
     """
 

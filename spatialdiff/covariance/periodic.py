@@ -1,7 +1,8 @@
 r"""A stationary kernel on a grid with periodic axes: ``k_P(h) = Σ_m k(h + m L)``, normalised.
 
-The sum over images is positive definite on the torus. Its variance ``Σ_m k(m L)`` exceeds ``σ²``, so each additive term is divided by
-``Σ_m ρ(m L)``: the first row of Γ is ``σ² Σ_m ρ(h + mL) / Σ_m ρ(mL)`` and the marginal variance is exactly what was asked for.
+The sum over images is positive definite on the torus. Its variance ``Σ_m k(m L)`` exceeds ``σ²``, so each
+additive term is divided by ``Σ_m ρ(m L)``: the first row of Γ is ``σ² Σ_m ρ(h + mL) / Σ_m ρ(mL)`` and the
+marginal variance is exactly what was asked for.
 """
 
 from __future__ import annotations
@@ -27,22 +28,24 @@ def additive_terms(kernel: gpytorch.kernels.Kernel) -> list[gpytorch.kernels.Ker
 
 
 def lag_grid(indices: Sequence[Tensor], grid: Grid, device: torch.device | None) -> Tensor:
-    """Differences ``(..., d)``, float64, from whole-number lags per axis (products of whole numbers and the spacing, so 0 is exact)."""
-    axes = [
-        i.to(device=device, dtype=torch.float64) * h for i, h in zip(indices, grid.spacing, strict=True)
-    ]
+    """Differences ``(..., d)``, float64, from whole-number lags per axis (products of whole numbers and the
+    spacing, so 0 is exact).
+    """
+    axes = [i.to(device=device, dtype=torch.float64) * h for i, h in zip(indices, grid.spacing, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def periodised(
     term: gpytorch.kernels.Kernel, grid: Grid, indices: Sequence[Tensor], device: torch.device | None
 ) -> tuple[Tensor, float]:
-    """Normalised periodised covariance of one additive term at whole-number lags, and the factor that normalised it.
+    """Normalised periodised covariance of one additive term at whole-number lags, and the factor that
+    normalised it.
 
     Images are added in shells, ``max|m_a| = 1, 2, …``, until a shell adds less than 1e-12 of the sum.
 
     Raises:
-        ValueError: the images do not converge (a length scale far beyond the extent, or a kernel that does not decay).
+        ValueError: the images do not converge (a length scale far beyond the extent, or a kernel that does
+            not decay).
     """
     lags = lag_grid(indices, grid, device)
     extent = torch.tensor(grid.extent, dtype=torch.float64, device=lags.device)
@@ -64,15 +67,19 @@ def periodised(
             factor = unit / origin
             return total * factor, float(factor.detach())
     raise ValueError(
-        f"{type(term).__name__}: the sum over periodic images does not converge within {_MOST_SHELLS} periods {grid.extent}; "
-        "the length scale is too long for the torus. Use a shorter one, a larger grid, or a grid that is not periodic."
+        f"{type(term).__name__}: the sum over periodic images does not converge within {_MOST_SHELLS} "
+        f"periods {grid.extent}; "
+        "the length scale is too long for the torus. Use a shorter one, a larger grid, or a grid that is not "
+        "periodic."
     )
 
 
 def stationary_at(
     kernel: gpytorch.kernels.Kernel, grid: Grid, indices: Sequence[Tensor], device: torch.device | None = None
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Covariance at whole-number lags per axis, periodised on the periodic axes; and the normalising factors per term."""
+    """Covariance at whole-number lags per axis, periodised on the periodic axes; and the normalising factors
+    per term.
+    """
     if not any(grid.periodic):
         return at_lags(kernel, lag_grid(indices, grid, device)), ()
     values, factors = zip(
@@ -81,7 +88,9 @@ def stationary_at(
     return torch.stack(values).sum(0), tuple(factors)
 
 
-def difference_table(kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None) -> Tensor:
+def difference_table(
+    kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None
+) -> Tensor:
     """The ``(n, n)`` matrix of a stationary kernel on a grid, from its values at all differences of sites."""
     check_stationary(kernel, grid, "a periodic axis")
     indices = [torch.arange(-n + 1, n) for n in grid.shape]

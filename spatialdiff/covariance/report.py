@@ -13,12 +13,14 @@ class CovarianceReport:
         method: the structure.
         exact: whether Γ is the covariance that was asked for, to rounding.
         reason: why this structure, and what an inexact one approximates.
-        error_bound: largest absolute difference between an entry of Γ and of the covariance that was asked for; None where not computed.
+        error_bound: largest absolute difference between an entry of Γ and of the covariance that was asked
+            for; None where not computed.
         relative_error: Frobenius norm of the difference over that of the covariance; None where not computed.
         padding: shape of the circulant embedding.
         clipped_mass: share of the embedding's variance that was in negative eigenvalues, set to 0 on request.
         condition_number: largest over smallest eigenvalue, where cheap.
-        variance_factor: factor that brought the periodised covariance of each additive term back to the variance asked for.
+        variance_factor: factor that brought the periodised covariance of each additive term back to the
+            variance asked for.
     """
 
     method: str
@@ -46,5 +48,8 @@ class CovarianceReport:
         if self.condition_number is not None:
             lines.append(f"condition number  {self.condition_number:.3g}")
         if self.variance_factor is not None:
-            lines.append(f"variance factor   {', '.join(f'{v:.6g}' for v in self.variance_factor)} (periodisation, per term)")
+            lines.append(
+                f"variance factor   {', '.join(f'{v:.6g}' for v in self.variance_factor)} (periodisation, "
+                "per term)"
+            )
         return "\n".join(lines)

@@ -45,17 +45,20 @@ class SpectralCovariance(Covariance):
         per_channel = values.dim() == len(modes) + 1
         if values.shape[values.dim() - len(modes) :] != modes or values.dim() > len(modes) + 1:
             raise ValueError(
-                f"{name}: the spectrum needs shape {modes}, or (C, {str(modes)[1:-1]}) for one per channel, got {tuple(values.shape)}."
+                f"{name}: the spectrum needs shape {modes}, or (C, {str(modes)[1:-1]}) for one per channel, "
+                f"got {tuple(values.shape)}."
             )
         if per_channel and self.channels != values.shape[0]:
             raise ValueError(
-                f"{name}: {values.shape[0]} spectra for channels={self.channels}; give channels={values.shape[0]}."
+                f"{name}: {values.shape[0]} spectra for channels={self.channels}; give "
+                f"channels={values.shape[0]}."
             )
         if per_channel and self.channel_matrix is not None:
             raise ValueError(f"{name}: give one spectrum per channel or a channel matrix, not both.")
         if not bool((torch.isfinite(values) & (values >= 0)).all()):
             raise ValueError(
-                f"{name}: the spectrum must be finite and non-negative; its smallest entry is {float(values.min()):.3g}."
+                f"{name}: the spectrum must be finite and non-negative; its smallest entry is "
+                f"{float(values.min()):.3g}."
             )
         return values
 
@@ -69,7 +72,8 @@ class SpectralCovariance(Covariance):
         smallest, largest = float(values.detach().min()), float(values.detach().max())
         if smallest < -TOLERANCE * largest:
             raise ValueError(
-                f"{type(self).__name__}: the kernel is not positive definite on this grid: smallest eigenvalue {smallest:.3g}, "
+                f"{type(self).__name__}: the kernel is not positive definite on this grid: smallest "
+                f"eigenvalue {smallest:.3g}, "
                 f"largest {largest:.3g}."
             )
         # what is left below 0 is rounding of an eigenvalue that is 0 to working precision
@@ -91,9 +95,12 @@ class SpectralCovariance(Covariance):
         smallest, largest = float(detached.min()), float(detached.max())
         if smallest <= torch.finfo(torch.float64).eps * largest:
             raise ValueError(
-                f"Γ is singular to working precision: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}, "
-                f"{int((detached <= torch.finfo(torch.float64).eps * largest).sum())} of {detached.numel()} at or below rounding. "
-                "It can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or shorter one."
+                f"Γ is singular to working precision: smallest eigenvalue {smallest:.3g}, largest "
+                f"{largest:.3g}, "
+                f"{int((detached <= torch.finfo(torch.float64).eps * largest).sum())} of {detached.numel()} "
+                "at or below rounding. "
+                "It can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or shorter "
+                "one."
             )
         return values
 

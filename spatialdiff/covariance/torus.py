@@ -1,7 +1,8 @@
 r"""Periodic grids: Γ is diagonal in the Fourier basis, ``γ_k = Σ_h k_P(h) exp(-2πi k·h/n)``, exactly.
 
-``k_P`` is the periodised covariance, see `spatialdiff.covariance.periodic`: the first row of Γ is ``σ² Σρ(h+mL)/Σρ(mL)``. For the kernels
-here its eigenvalues come from `spatialdiff.covariance.lattice` with full relative accuracy, for any other from the sum over images.
+``k_P`` is the periodised covariance, see `spatialdiff.covariance.periodic`: the first row of Γ is ``σ²
+Σρ(h+mL)/Σρ(mL)``. For the kernels here its eigenvalues come from `spatialdiff.covariance.lattice` with full
+relative accuracy, for any other from the sum over images.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class TorusCovariance(SpectralCovariance):
     ) -> None:
         if isinstance(domain, Grid) and not all(domain.periodic):
             raise ValueError(
-                f"TorusCovariance needs a grid that is periodic on every axis, got periodic={domain.periodic}; "
+                "TorusCovariance needs a grid that is periodic on every axis, got "
+                f"periodic={domain.periodic}; "
                 'use method="circulant", "cosine" or "dense", or Grid(..., periodic=True).'
             )
         super().__init__(domain, FourierBasis(domain), channels, kernel, spectrum)
@@ -53,13 +55,14 @@ class TorusCovariance(SpectralCovariance):
             check_stationary(kernel, domain, "TorusCovariance")
             check_lengthscale(kernel, domain)
         elif self.spectrum is not None:
-            reflected = self.spectrum.flip([a for a in range(-domain.ndim, -1)]).roll(
+            reflected = self.spectrum.flip(list(range(-domain.ndim, -1))).roll(
                 [1] * (domain.ndim - 1), list(range(-domain.ndim, -1))
             )
             ends = [0] if domain.shape[-1] % 2 else [0, -1]
             if not torch.allclose(self.spectrum[..., ends], reflected[..., ends], rtol=1e-9):
                 raise ValueError(
-                    "TorusCovariance: the spectrum of a real field is even, γ(k) = γ(-k); it is not where the last index is 0 (or n/2)."
+                    "TorusCovariance: the spectrum of a real field is even, γ(k) = γ(-k); it is not where "
+                    "the last index is 0 (or n/2)."
                 )
         else:
             raise ValueError("TorusCovariance needs a kernel or a spectrum.")

@@ -28,10 +28,16 @@ class WhiteCovariance(Covariance):
     is_white = True
     variance_: Tensor | None
 
-    def __init__(self, domain: Grid, variance: float | Tensor | Nugget = 1.0, channels: Channels = None) -> None:
+    def __init__(
+        self, domain: Grid, variance: float | Tensor | Nugget = 1.0, channels: Channels = None
+    ) -> None:
         kernel = variance if isinstance(variance, Nugget) else None
         super().__init__(domain, channels, kernel)
-        value = None if isinstance(variance, Nugget) else positive(variance, "WhiteCovariance: variance").reshape(())
+        value = (
+            None
+            if isinstance(variance, Nugget)
+            else positive(variance, "WhiteCovariance: variance").reshape(())
+        )
         self.register_buffer("variance_", value)
 
     def _site_variance(self) -> Tensor:
