@@ -338,7 +338,9 @@ class ProcessCase:
         exact, _ = process.perturb(x, t, white=z)
         single, noise = process.perturb(x.float(), t, white=z.float())
         assert single.dtype == noise.dtype == torch.float32
-        torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.detach().abs().max()))
+        torch.testing.assert_close(
+            single.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.detach().abs().max())
+        )
         assert process.simulate(x.float(), t, generator=generator(1)).dtype == torch.float32
         assert process.velocity(single, x.float(), t).dtype == torch.float32
         assert process.reverse_drift(single, x.float(), t).dtype == torch.float32
