@@ -4,7 +4,7 @@ from spatialdiff.version import __version__
 
 project = "spatialdiff"
 author = "the spatialdiff authors"
-copyright = author  # noqa: A001
+copyright = author
 version = release = __version__
 
 extensions = [

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 HEAVY = [
@@ -90,3 +91,14 @@ for name in spatialdiff.__all__:
     own = [int(us) for us in re.findall(r"^import time:\s+(\d+) \|", log, flags=re.MULTILINE)]
     assert own, log
     assert sum(own) < 1_000_000, f"{sum(own) / 1e6:.2f} s:\n{log}"
+
+
+def test_every_package_is_shipped() -> None:
+    """pyproject.toml names every package; an editable install would not notice one missing."""
+    root = Path(__file__).parents[1]
+    with (root / "pyproject.toml").open("rb") as file:
+        named = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    present = {
+        ".".join(p.parent.relative_to(root).parts) for p in (root / "spatialdiff").rglob("__init__.py")
+    }
+    assert named == present | {"spatialdiff.kernels"}
