@@ -1,5 +1,11 @@
 """Sphinx configuration: `make docs` builds with warnings as errors."""
 
+import re
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.ext.mathjax import MATHJAX_URL
+
 from spatialdiff.version import __version__
 
 project = "spatialdiff"
@@ -10,7 +16,6 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -26,9 +31,12 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_use_rtype = False
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"spatialdiff {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 _properties = {}
 
@@ -43,7 +51,19 @@ def _restore(app, what, name, obj, options, lines):
         lines[:] = _properties.pop(name)
 
 
+def _mathml(as_block):
+    def visit(translator, node):
+        tex = re.sub(r"\\[bB]ig+[lr]?(?![a-z])", "", node.astext()).replace(r"\dots", r"\ldots")
+        translator.body.append(tex2mathml(tex.strip(), as_block=as_block))
+        raise nodes.SkipNode
+
+    return visit
+
+
 def setup(app):
+    # browsers show MathML without a network; where there is one, MathJax sets it better
+    app.add_html_math_renderer("mathml", (_mathml(False), None), (_mathml(True), None))
+    app.add_js_file(MATHJAX_URL, loading_method="async")
     # napoleon takes "text: more text" in the docstring of a property for "type: description"
     app.connect("autodoc-process-docstring", _keep, priority=400)
     app.connect("autodoc-process-docstring", _restore, priority=600)
