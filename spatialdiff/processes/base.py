@@ -85,7 +85,9 @@ class Dynamics(nn.Module):
 
     def ordered(self, first: Times, second: Times, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
         """Two broadcast times, the first not after the second; raises ``ValueError`` otherwise."""
-        early, late = torch.broadcast_tensors(self.times(first, names[0]), self.times(second, names[1]))
+        early, late = self.times(first, names[0]), self.times(second, names[1])
+        device = late.device if early.device.type == "cpu" else early.device
+        early, late = torch.broadcast_tensors(early.to(device), late.to(device))
         if bool((early > late).any()):
             raise ValueError(
                 f"{names[0]} must not exceed {names[1]}; got {names[0]}={early.max().item():g} "

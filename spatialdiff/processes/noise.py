@@ -196,7 +196,12 @@ class Rectified(NoiseProcess):
 
 
 class BrownianMotion(NoiseProcess):
-    """``du = √β Γ^{1/2} dW`` on ``[0, horizon]``, β = 1 or the given ``schedule``: α = 1, σ² = B(t)."""
+    """``du = √β Γ^{1/2} dW`` on ``[0, horizon]``, β = 1 or the given ``schedule``: α = 1, σ² = B(t).
+
+    The data do not fade (α = 1): the start ``N(0, B(T) Γ)`` is close to the law of u_T only where B(T) Γ is
+    large against the covariance of the data; else pass the data's own law, ``start(..., data=(mean,
+    covariance))``.
+    """
 
     def __init__(
         self, gamma: Covariance, horizon: float = 1.0, *, schedule: BetaSchedule | None = None

@@ -190,6 +190,16 @@ class TestOrnsteinUhlenbeck(ProcessCase):
         torch.testing.assert_close(process.log_snr(t), limit.log_snr(t), rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(process.time_of_log_snr(limit.log_snr(t)), t, rtol=1e-7, atol=0)
 
+    def test_derivatives_at_the_data_end(self):
+        """σ² = b - θ b² + …: value, slope and curvature at t = 0, where the closed form is 0/0."""
+        process = self.make(dense_gamma())
+        t = torch.zeros((), dtype=F64, requires_grad=True)
+        variance = process.variance(t)
+        (slope,) = torch.autograd.grad(variance, t, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope, t)
+        assert (variance.item(), slope.item()) == (0.0, 1.0)
+        assert curvature.item() == pytest.approx(-1.6, rel=1e-12)
+
     @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
     def test_refuses_a_rate_that_does_not_revert(self, rate):
         with pytest.raises(ValueError, match="rate was"):
