@@ -41,7 +41,7 @@ def fit(
     density: str = "expected",
     taper: float = 0.0,
     basis: str | None = None,
-    smoothing: float = 0.25,
+    smoothing: float = 0.15,
     isotropic: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> FitResult:

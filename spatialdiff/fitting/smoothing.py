@@ -1,18 +1,19 @@
 r"""A smooth spectrum from the power in each mode.
 
-The power of mode :math:`k`, averaged over :math:`\nu` independent replicates, is :math:`\gamma_k \chi^2_\nu/\nu`. Modes are gathered into
-narrow bins of wavenumber :math:`|k|`; a bin with :math:`\nu_b` replicated modes has log power
-:math:`\log\gamma + \psi(\nu_b/2) - \log(\nu_b/2)` in expectation, with variance :math:`\psi'(\nu_b/2)`. After that bias is taken off,
-:math:`\log\gamma` is a local linear regression on :math:`\log_2 |k|` with Gaussian weights of standard deviation ``smoothing``
-(octaves), times the number of modes, and widened where needed to hold at least ``50`` replicated modes (a 20 % error), so that a
-spectrum from few fields is smooth and one from many keeps what the data show. It is positive everywhere, and scaled so that the total power
-is that of the data.
+The power of mode :math:`k`, averaged over :math:`\nu` independent replicates, is :math:`\gamma_k \chi^2_\nu/\nu`. Modes are
+gathered into narrow bins of wavenumber :math:`|k|` (:math:`\nu_b` replicated modes, mean power :math:`P_b` at
+:math:`x_b = \log_2 |k|`), and :math:`\log\gamma` at :math:`x` is the :math:`a` of the line that maximises the local Whittle likelihood
+
+.. math:: -\sum_b K\!\left(\frac{x_b - x}{h}\right) \nu_b \left[\eta_b + P_b e^{-\eta_b}\right], \qquad \eta_b = a + b\,(x_b - x),
+
+with a Gaussian :math:`K` of standard deviation :math:`h` = ``smoothing`` octaves, widened where needed to hold at least 50
+replicated modes (a 20 % error): a spectrum from few fields is smooth, and one from many keeps what the data show. It is positive
+everywhere, and scaled so that the total power is that of the data.
 
 Without isotropy, the ratio of the power to the isotropic spectrum is averaged over neighbouring modes (Gaussian weights in mode number) and
 multiplied back: smoothing after prewhitening, so that steep spectra do not leak.
 
-Sources: Fan & Gijbels 1996, section 3.2 (local linear regression); Percival & Walden 1993, sections 6.5 (prewhitening) and
-6.15 (log periodogram).
+Sources: Fan & Kreutzberger 1998 (local likelihood of the spectrum); Percival & Walden 1993, section 6.5 (prewhitening).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 DOF = 50.0
+_SCORING = 100
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def bin_index(wavenumbers: Tensor, width: float) -> tuple[Tensor, int]:
 def smooth_radial(
     power: Tensor, wavenumbers: Tensor, dof: Tensor, smoothing: float, enough: float = DOF
 ) -> RadialSmooth:
-    """Local linear regression of log power on log wavenumber.
+    """Local linear likelihood of log power in log wavenumber, by Fisher scoring; see the module's text.
 
     Args:
         power: mean power per mode, ``(m,)``, not all zero.
@@ -79,9 +81,6 @@ def smooth_radial(
     centre = (
         torch.zeros(number, dtype=torch.float64).index_add_(0, index, dof * torch.log2(wavenumbers)) / weight
     )
-    # empty of power: exact zeros (a mode that a field cannot have) count as far below everything else
-    binned = binned.clamp(min=1e-30 * float(binned.amax()))
-    target = binned.log() - torch.digamma(weight / 2.0) + (weight / 2.0).log()
     unique, inverse = torch.unique(torch.log2(wavenumbers), return_inverse=True)
     distance = unique[:, None] - centre[None, :]
     width = _local_width(distance, weight, smoothing, enough)
@@ -93,11 +92,20 @@ def smooth_radial(
     # a single bin in reach has no slope: the ridge makes it zero
     slope = kernel * offset / (spread + 1e-6 * total * smoothing**2)[:, None]
     hat = kernel / total[:, None] + (unique - mean_x)[:, None] * slope
-    log_spectrum = hat @ target
-    variance = (hat.square() * torch.polygamma(1, weight / 2.0)).sum(dim=1)
+    # exact zeros (a mode that a field cannot have) count as far below everything else
+    target = binned.clamp(min=1e-30 * float(binned.amax()))
+    level, tilt = hat @ target.log(), slope @ target.log()
+    for _ in range(_SCORING):
+        # clamped, since a step from far off overshoots
+        ratio = (target * torch.exp(-(level[:, None] - tilt[:, None] * distance))).clamp(max=3.0) - 1.0
+        step = (hat * ratio).sum(dim=1)
+        level, tilt = level + step, tilt + (slope * ratio).sum(dim=1)
+        if float(step.abs().amax()) < 1e-10:
+            break
+    variance = (hat.square() * 2.0 / weight).sum(dim=1)
     nearest = distance.abs().argmin(dim=0)
     own = hat[nearest, torch.arange(number)]
-    return RadialSmooth(log_spectrum.exp()[inverse], variance.sqrt()[inverse], float(own.sum()))
+    return RadialSmooth(level.exp()[inverse], variance.sqrt()[inverse], float(own.sum()))
 
 
 def _local_width(distance: Tensor, weight: Tensor, smoothing: float, enough: float) -> Tensor:
