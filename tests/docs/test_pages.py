@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import spatialdiff as sd
+from spatialdiff.cli import COMMANDS
+from spatialdiff.covariance.factory import METHODS
+from spatialdiff.sampling import SOLVERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -56,3 +59,33 @@ def test_every_public_name_is_in_the_api_reference() -> None:
         n for n in sd.__all__ if n != "__version__" and not re.search(rf"spatialdiff\.(\w+\.)*{n}\b", api)
     ]
     assert missing == []
+
+
+def first_column(page: str, header: str) -> set[str]:
+    """The quoted names in the first column of the table whose header row starts with ``header``."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {header} |")) + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append(line.split("|")[1])
+    return set(re.findall(r'`"(\w+)"`', " ".join(rows)))
+
+
+def test_tables_of_names_are_complete() -> None:
+    assert first_column("data-to-model.md", "`solver`") == set(SOLVERS)
+    assert first_column("structures.md", "`method`") == set(METHODS) - {"auto"}
+
+
+def test_commands_that_are_named_exist() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+        named = re.findall(r"`spatialdiff ([a-z]+)", text)
+        named += re.findall(r"^spatialdiff ([a-z]+)", fenced, flags=re.MULTILINE)
+        assert set(named) <= set(COMMANDS), page.name
+    listed = re.findall(
+        r"^spatialdiff ([a-z]+) ", (ROOT / "docs" / "command-line.md").read_text(), flags=re.MULTILINE
+    )
+    assert set(listed) == set(COMMANDS)
