@@ -134,6 +134,7 @@ class Trainer:
         self.step = 0
         self._within = False  # a step has begun and not ended
         self.seconds = 0.0
+        self._rate = 0.0  # of the last step
         self.losses: list[float] = []  # since the last row of metrics
         self._random = seeded(seed, self.device)
         self._loaded: dict[str, Any] | None = None
@@ -177,6 +178,8 @@ class Trainer:
         self._prepare(data, steps)
         if self.step > steps:
             raise ValueError(f"the run has already made {self.step} steps, more than the {steps} asked for")
+        if self.step == steps:
+            return self
         metrics = None if self.run_dir is None else Metrics(self.run_dir, self.step, self.tensorboard)
         saved = self.step if self.checkpoints is not None and self.checkpoints.latest() is not None else -1
         try:
@@ -234,6 +237,7 @@ class Trainer:
         ).item()
         if not math.isfinite(norm) and not self._scaled:
             raise TrainingError(self._diverged("the norm of the gradient", norm))
+        self._rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
         self._scheduler.step()
         self.ema.update_parameters(self.network)
@@ -257,7 +261,7 @@ class Trainer:
             "epoch": self._stream.epoch,
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "seconds": self.seconds,
         }
 
