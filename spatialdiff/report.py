@@ -1,4 +1,5 @@
-"""A report as one self-contained HTML file: text, tables, pictures, nothing to load from elsewhere and no scripts."""
+"""A report as one self-contained HTML file: text, tables, pictures, nothing to load from elsewhere and no
+scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE = """
-:root { color-scheme: light; --ink: #1d2329; --soft: #5d6873; --line: #d9dee3; --tint: #f5f7f9; --accent: #1f5f8b; }
+:root { color-scheme: light; --ink: #1d2329; --soft: #5d6873; --line: #d9dee3; --tint: #f5f7f9;
+        --accent: #1f5f8b; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink);
        font: 17px/1.6 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
@@ -25,23 +27,29 @@ p, ul, ol { margin: .55rem 0; max-width: 44rem; }
 li { margin: .3rem 0; }
 .lead { color: var(--soft); font-size: 1.05rem; margin-bottom: 1.4rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font: 14px/1.4 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+table { border-collapse: collapse;
+        font: 14px/1.4 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
         font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .38rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+         white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
-thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom; white-space: normal; }
+thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom;
+           white-space: normal; }
 tr.rule td { border-top: 2px solid var(--line); }
 tr.reference td { background: var(--tint); color: var(--soft); }
 td.best { font-weight: 700; color: var(--accent); }
-caption, figcaption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .9rem; line-height: 1.45;
+caption, figcaption { caption-side: bottom; text-align: left; color: var(--soft);
+          font-size: .9rem; line-height: 1.45;
           padding-top: .5rem; max-width: 46rem; white-space: normal;
           font-family: Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
 figure { margin: 1.4rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
-pre { background: var(--tint); border: 1px solid var(--line); border-radius: 4px; padding: .9rem 1rem; overflow-x: auto;
+pre { background: var(--tint); border: 1px solid var(--line); border-radius: 4px;
+      padding: .9rem 1rem; overflow-x: auto;
       font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
-footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); color: var(--soft); font-size: .9rem; }
+footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
+         color: var(--soft); font-size: .9rem; }
 @media print { main { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 """
 
@@ -54,7 +62,8 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
 
 
 class Page:
-    """Collects the parts of a report in reading order; every method returns the page, so that calls can be chained.
+    """Collects the parts of a report in reading order; every method returns the page, so that calls can be
+    chained.
 
     Args:
         title: the heading.
@@ -128,7 +137,8 @@ class Page:
         top = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
         below = f"<caption>{escape(caption)}</caption>" if caption else ""
         self._parts.append(
-            f'<div class="scroll"><table>{below}<thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+            f'<div class="scroll"><table>{below}<thead><tr>{top}</tr></thead>'
+            f"<tbody>{''.join(lines)}</tbody></table></div>"
         )
         return self
 
@@ -150,14 +160,17 @@ class Page:
         source = base64.b64encode(data).decode()
         below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         self._parts.append(
-            f'<figure><img alt="{escape(caption or self.title)}" src="data:image/png;base64,{source}">{below}</figure>'
+            f'<figure><img alt="{escape(caption or self.title)}" src="data:image/png;base64,{source}">'
+            f"{below}</figure>"
         )
         return self
 
     def code(self, text: str, summary: str = "") -> Page:
         """Add preformatted text, folded under `summary` where one is given."""
         block = f"<pre>{escape(text.rstrip())}</pre>"
-        self._parts.append(f"<details><summary>{escape(summary)}</summary>{block}</details>" if summary else block)
+        self._parts.append(
+            f"<details><summary>{escape(summary)}</summary>{block}</details>" if summary else block
+        )
         return self
 
     def provenance(self, config: str, seed: int, found: Mapping[str, str], command: str = "") -> Page:

@@ -59,7 +59,8 @@ def write_atomically(path: Path | str, write: Callable[[IO[bytes]], object]) -> 
 
 
 def git_revision(directory: Path | str) -> str | None:
-    """The revision of the checkout that holds `directory`, with `-dirty` where files differ; None outside one."""
+    """The revision of the checkout that holds `directory`, with `-dirty` where files differ; None outside
+    one."""
     command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
@@ -70,9 +71,9 @@ def git_revision(directory: Path | str) -> str | None:
 
 def versions() -> dict[str, str]:
     """What the numbers of a run may depend on: versions of Python and packages, revision, machine."""
-    from spatialdiff.version import __version__
-
     import torch
+
+    from spatialdiff.version import __version__
 
     found = {"python": platform.python_version(), "spatialdiff": __version__}
     home = Path(__file__).resolve().parent.parent
@@ -91,7 +92,8 @@ def versions() -> dict[str, str]:
 
 
 def digest(text: str) -> str:
-    """Eight hexadecimal digits that name a text, so that the same configuration finds its own folder again."""
+    """Eight hexadecimal digits that name a text, so that the same configuration finds its own folder
+    again."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -99,14 +101,14 @@ class RunFolder:
     """A folder that holds everything one command produced.
 
     Args:
-        path: where it is (made if missing).
+        path: where it is; made by the first file that is written, so that a command that fails before leaves
+            nothing.
 
     Source: the list at the head of this module.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def create(
@@ -134,7 +136,8 @@ class RunFolder:
             raise FileExistsError(f"The run folder {path} is a file. Give another --run-dir.")
         if path.is_dir() and not overwrite and any(path.iterdir()):
             raise FileExistsError(
-                f"The run folder {path} already holds files. Give another --run-dir, or --overwrite to replace them."
+                f"The run folder {path} already holds files. Give another --run-dir, or --overwrite to "
+                f"replace them."
             )
         return cls(path)
 
@@ -151,7 +154,8 @@ class RunFolder:
         missing = [name for name in needs if not (path / name).exists()]
         if missing:
             raise FileNotFoundError(
-                f"The folder {path} has no {', '.join(missing)}: it is not a finished run of the kind that is needed here."
+                f"The folder {path} has no {', '.join(missing)}: it is not a finished run of the kind that "
+                f"is needed here."
             )
         return cls(path)
 
@@ -190,7 +194,7 @@ class RunFolder:
         """Write named arrays as a compressed `.npz` file (tensors are converted)."""
         import numpy as np
 
-        plain = {key: np.asarray(value) for key, value in arrays.items()}
+        plain: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
         return write_atomically(self / name, lambda file: np.savez_compressed(file, **plain))
 
     def write_tensors(self, name: str, value: object) -> Path:

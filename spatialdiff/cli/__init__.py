@@ -1,7 +1,8 @@
 """Command line: `spatialdiff demo | fit | simulate | train | sample | evaluate`.
 
 Every command takes `--config file.yaml` and overrides; objects of the API are named by class path
-(`--kernel spatialdiff.kernels.Matern --kernel.nu 1.5`). Every command writes a run folder that can be repeated.
+(`--kernel spatialdiff.kernels.Matern --kernel.nu 1.5`). Every command writes a run folder that can be
+repeated.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 COMMANDS = {
-    "demo": "the main job on real terrain: fit Γ, train three models, sample, compare, report (--quick: under a minute)",
+    "demo": "the main job on real terrain: fit Γ, train three models, sample, compare, report (--quick: "
+    "under a minute)",
     "fit": "fit the covariance Γ to fields",
     "simulate": "draw Gaussian fields from a kernel or from a fit",
     "train": "train a network by denoising or by bridge mixture; the same command resumes",
@@ -50,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         sys.stderr.write(
-            f"spatialdiff: there is no command {name!r}. The commands are {', '.join(COMMANDS)}; see spatialdiff --help.\n"
+            f"spatialdiff: there is no command {name!r}. The commands are {', '.join(COMMANDS)}; see "
+            f"spatialdiff --help.\n"
         )
         return 2
     debug = "--debug" in rest
@@ -60,7 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(name, [item for item in rest if item != "--debug"], debug)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     sys.stderr.write(f"{category.__name__}: {message}\n")
 
 
@@ -79,6 +90,8 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
         else:
             from spatialdiff.cli.command import plainly
 
-            sys.stderr.write(f"\nspatialdiff {name}: error: {plainly(str(error))}\n(--debug shows where it was raised.)\n")
+            sys.stderr.write(
+                f"\nspatialdiff {name}: error: {plainly(str(error))}\n(--debug shows where it was raised.)\n"
+            )
         return 2
     return 0

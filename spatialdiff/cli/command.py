@@ -1,8 +1,8 @@
-"""What the commands share: a parser made from a function's signature, the resolved configuration, the run folder."""
+"""What the commands share: a parser made from a function's signature, the resolved configuration, the run
+folder."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ PLACES = {"run_dir": None, "overwrite": False}
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the function it calls, and the class paths that its arguments have when nothing else is said.
+    """A command: the function it calls, and the class paths that its arguments have when nothing else is
+    said.
 
     Args:
         name: as typed.
@@ -35,7 +36,8 @@ class Command:
     extend: Callable[[ArgumentParser], None] | None = None
 
     def parser(self) -> ArgumentParser:
-        """The command's parser; `--config`, `--run_dir`, `--overwrite` and `--seed` come with every command."""
+        """The command's parser; `--config`, `--run_dir`, `--overwrite` and `--seed` come with every
+        command."""
         from jsonargparse import ArgumentParser, set_parsing_settings
 
         from spatialdiff.data import FieldData
@@ -115,7 +117,7 @@ def arguments(parser: ArgumentParser, config: Namespace, *without: str) -> dict[
 
 def absolute(path: str | None) -> str | None:
     """The path as it must stand in a configuration that is fed back from another directory."""
-    return None if path is None else os.path.abspath(Path(path).expanduser())
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def say(*lines: str) -> None:

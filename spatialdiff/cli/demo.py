@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: RunFolder, config: str, settings: DemoConfig, quick: bool = False, progress: bool = True, seed: int = 0
+    out: RunFolder,
+    config: str,
+    settings: DemoConfig,
+    quick: bool = False,
+    progress: bool = True,
+    seed: int = 0,
 ) -> None:
     """Fit Γ to terrain, train three models on equal budgets, sample, compare, report.
 
@@ -27,12 +32,12 @@ def demo(
         seed: seed of everything.
     """
     from spatialdiff.demo.page import terminal_table, write
-    from spatialdiff.demo.pipeline import run
+    from spatialdiff.demo.pipeline import STAGES, run
     from spatialdiff.demo.progress import Stages
 
     begun = time.perf_counter()
     found = out.describe(config, seed)
-    stages = Stages(10, "spatialdiff demo", progress)
+    stages = Stages(STAGES + 1, "spatialdiff demo", progress)
     result = run(settings, out.path, seed, stages)
     with stages.stage("writing the report"):
         report = write(result, settings, out, config, seed, found, quick)
@@ -41,10 +46,11 @@ def demo(
 
 
 def _add_settings(parser: ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="Small settings: under a minute, barely trained.")
     parser.add_class_arguments(DemoConfig, instantiate=False)
 
 
-COMMAND = Command("demo", demo, {}, skip=("settings",), extend=_add_settings)
+COMMAND = Command("demo", demo, {}, skip=("settings", "quick"), extend=_add_settings)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -117,8 +117,12 @@ def read_fields(path: str | Path) -> Tensor:
     path = Path(path)
     file = path / "fields.npz" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"There are no generated fields at {file}: give a fields.npz, or the folder of a sample run.")
+        raise FileNotFoundError(
+            f"There are no generated fields at {file}: give a fields.npz, or the folder of a sample run."
+        )
     with np.load(file, allow_pickle=False) as arrays:
         if "fields" not in arrays:
-            raise ValueError(f"{file} has no array 'fields'; it holds {', '.join(arrays.files) or 'nothing'}.")
+            raise ValueError(
+                f"{file} has no array 'fields'; it holds {', '.join(arrays.files) or 'nothing'}."
+            )
         return torch.from_numpy(np.asarray(arrays["fields"]))

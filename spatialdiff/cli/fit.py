@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from spatialdiff.cli.files import Setting, write_fit
 from spatialdiff.cli.objects import basis_of, kernel_config, one_kernel, seeded, with_channel
 from spatialdiff.data import FieldData
 from spatialdiff.demo.figures import gallery
-from spatialdiff.fitting import FitResult
+from spatialdiff.fitting import FitResult, FitWarning
 from spatialdiff.fitting import fit as fit_fields
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
@@ -22,20 +23,26 @@ from spatialdiff.runs import RunFolder
 Method = Literal["auto", "exact", "whittle", "spectrum"]
 
 
-def fit_data(data: FieldData, kernel: Kernel | list[Kernel] | None, method: Method, mean: str = "constant") -> FitResult:
+def fit_data(
+    data: FieldData, kernel: Kernel | list[Kernel] | None, method: Method, mean: str | None = "constant"
+) -> FitResult:
     """Fit the training part of the data.
 
     Raises:
         ValueError: a method that needs a kernel, without one.
     """
-    if method == "spectrum":
-        return fit_fields(None, data.train, data.grid, method="spectrum", mean=mean, basis=basis_of(data.grid, "auto"))
-    if kernel is None or kernel == []:
+    if method != "spectrum" and (kernel is None or kernel == []):
         raise ValueError(
             f"method {method} needs a kernel, such as --kernel spatialdiff.kernels.Matern --kernel.nu 1.5; "
             "--method spectrum needs none."
         )
-    return fit_fields(one_kernel(kernel), data.train, data.grid, method=method, mean=mean)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)  # they are in the table of the result, which is printed
+        if method == "spectrum":
+            basis = basis_of(data.grid, "auto")
+            return fit_fields(None, data.train, data.grid, method="spectrum", mean=mean, basis=basis)
+        assert kernel is not None
+        return fit_fields(one_kernel(kernel), data.train, data.grid, method=method, mean=mean)
 
 
 def fit(
@@ -52,21 +59,26 @@ def fit(
 
     Args:
         data: source of the fields by class path, such as spatialdiff.data.terrain.
-        kernel: covariance function by class path, its values the first guess; a list is a sum. Not used by "spectrum".
+        kernel: covariance function by class path, its values the first guess; a list is a sum. Not used by
+            "spectrum".
         method: "exact", "whittle", "auto" (whichever the size allows) or "spectrum" (non-parametric).
         mean: "constant" (one number per channel), "field" (one per site), or null for zero.
         draws: fields to simulate for the picture.
         seed: seed of these.
     """
     setting = Setting.of(data)
+    result = fit_data(data, kernel, method, mean)
     found = out.describe(config, seed)
-    result = fit_data(data, kernel, method, mean)  # type: ignore[arg-type]
     write_fit(out, result, setting)
     fitted = None if result.kernel is None else kernel_config(result.kernel)
     if fitted is not None:
         out.write_text("kernel.yaml", yaml.safe_dump({"kernel": fitted}, sort_keys=False))
     rows = [
-        {"parameter": name, "estimate": value, "standard_error": result.standard_errors.get(name, float("nan"))}
+        {
+            "parameter": name,
+            "estimate": value,
+            "standard_error": result.standard_errors.get(name, float("nan")),
+        }
         for name, value in result.parameters.items()
     ]
     out.write_csv("parameters.csv", rows)
@@ -83,7 +95,10 @@ def fit(
         drawn = drawn.double() + torch.as_tensor(result.mean).double()
     picture = gallery({"data": data.test[:draws], "fitted Γ": drawn}, columns=draws)
     out.write_picture("fields.png", picture)
-    page = Page(f"Fit to {setting.name}", f"{len(data.train)} fields of shape {setting.grid.shape}, method {result.method}.")
+    page = Page(
+        f"Fit to {setting.name}",
+        f"{len(data.train)} fields of shape {setting.grid.shape}, method {result.method}.",
+    )
     page.code(str(result))
     page.figure(picture, "Held-out data, and fields drawn from the fitted covariance, on one colour scale.")
     page.provenance(config, seed, found).save(out / "report.html")

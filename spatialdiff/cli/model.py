@@ -15,8 +15,10 @@ from spatialdiff.covariance import Covariance
 from spatialdiff.denoisers import Denoiser
 from spatialdiff.domains import Grid
 from spatialdiff.fitting import FitResult
+from spatialdiff.processes import Bridge, NoiseProcess
+from spatialdiff.processes.base import Dynamics
 
-ProcessOf = Callable[[Covariance], nn.Module]
+ProcessOf = Callable[[Covariance], Dynamics]
 NetworkOf = Callable[[int, Grid], nn.Module]
 ObjectiveOf = Callable[[nn.Module], nn.Module]
 
@@ -27,7 +29,8 @@ class ModelConfig:
 
     Args:
         noise: Γ: "fit" (that of the fit), "white", or a kernel by class path; a list is a sum.
-        noise_method: structure of Γ for a kernel; "auto" is the torus on periodic grids, else the cosine basis.
+        noise_method: structure of Γ for a kernel; "auto" is the torus on periodic grids, else the cosine
+            basis.
         process: noise process or bridge by class path, called with Γ.
         network: by class path, called with the number of channels and the grid.
         objective: by class path, called with the denoiser.
@@ -56,10 +59,13 @@ class ModelConfig:
             method = basis_of(grid, basis)
         gamma = noise_covariance(self.noise, fit, grid, method)
         law = None if fit is None else (fit.mean, diagonal(fit, grid, basis_of(grid, basis)))
+        process = self.process(gamma.float())
+        if not isinstance(process, NoiseProcess | Bridge):
+            raise TypeError(f"process must be a noise process or a bridge, got {type(process).__name__}.")
         torch.manual_seed(seed)
         denoiser = Denoiser(
             self.network(channels, grid),
-            self.process(gamma.float()),
+            process,
             prediction=self.prediction,
             preconditioning=self.preconditioning,
             data=law,

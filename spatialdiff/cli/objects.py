@@ -1,4 +1,5 @@
-"""Objects that a configuration names, and objects written as configuration: kernels, grids, the law of the noise."""
+"""Objects that a configuration names, and objects written as configuration: kernels, grids, the law of the
+noise."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def one_kernel(kernel: Kernel | Sequence[Kernel]) -> Kernel:
     if isinstance(kernel, Kernel):
         return kernel
     if not kernel:
-        raise ValueError("The list of kernels is empty: name at least one, such as spatialdiff.kernels.Matern.")
+        raise ValueError(
+            "The list of kernels is empty: name at least one, such as spatialdiff.kernels.Matern."
+        )
     return kernel[0] if len(kernel) == 1 else Sum(*kernel)
 
 
@@ -63,7 +66,8 @@ def noise_covariance(
 
 
 def diagonal(fit: FitResult, grid: Grid, method: str) -> Covariance:
-    """The fitted covariance in a basis where it is diagonal; rebuilt from the fitted kernel where the fit has none."""
+    """The fitted covariance in a basis where it is diagonal; rebuilt from the fitted kernel where the fit has
+    none."""
     if fit.kernel is None or fit.covariance.basis is not None:
         return fit.covariance
     return covariance(fit.kernel, grid, channels=fit.covariance.channels, method=method)
@@ -77,16 +81,23 @@ def _plain(value: Any) -> Any:
 
 
 def kernel_config(kernel: Kernel) -> dict[str, Any] | list[dict[str, Any]] | None:
-    """The kernel as configuration (class path and arguments); None for one that a configuration cannot name."""
+    """The kernel as configuration (class path and arguments); None for one that a configuration cannot
+    name."""
     if isinstance(kernel, Sum):
         parts = [kernel_config(part) for part in kernel.kernels]
-        return None if any(not isinstance(part, dict) for part in parts) else [p for p in parts if isinstance(p, dict)]
+        return (
+            None
+            if any(not isinstance(part, dict) for part in parts)
+            else [p for p in parts if isinstance(p, dict)]
+        )
     if not isinstance(kernel, StationaryKernel):
         return None
     names = [name for name in inspect.signature(type(kernel).__init__).parameters if name != "self"]
     module = type(kernel).__module__
     home = "spatialdiff.kernels" if module.startswith("spatialdiff.kernels") else module
-    values = {name: _plain(getattr(kernel, name)) for name in names if getattr(kernel, name, None) is not None}
+    values = {
+        name: _plain(getattr(kernel, name)) for name in names if getattr(kernel, name, None) is not None
+    }
     return {"class_path": f"{home}.{type(kernel).__qualname__}", "init_args": values}
 
 

@@ -56,7 +56,8 @@ def simulate(
         if shape is not None:
             if saved.fit.kernel is None:
                 raise ValueError(
-                    f"The fit in {fit} is a spectrum on a grid of shape {grid.shape}: it has no kernel for shape {shape}. "
+                    f"The fit in {fit} is a spectrum on a grid of shape {grid.shape}: it has no kernel for "
+                    f"shape {shape}. "
                     "Leave --shape out, or fit a kernel (--method whittle)."
                 )
             grid = Grid(shape, spacing, periodic)
@@ -64,7 +65,8 @@ def simulate(
     else:
         if kernel is None or shape is None:
             raise ValueError(
-                "simulate needs --kernel and --shape, such as --kernel spatialdiff.kernels.Matern --kernel.lengthscale 8 "
+                "simulate needs --kernel and --shape, such as --kernel spatialdiff.kernels.Matern "
+                "--kernel.lengthscale 8 "
                 "--shape [64,64], or --fit RUN_FOLDER."
             )
         grid = Grid(shape, spacing, periodic)
@@ -88,7 +90,11 @@ def simulate(
         }
     )
     page.provenance(config, seed, found).save(out / "report.html")
-    say(f"{n} fields of shape {tuple(fields.shape[1:])} from {named}", str(gamma.report), f"→ {out / 'fields.npz'}")
+    say(
+        f"{n} fields of shape {tuple(fields.shape[1:])} from {named}",
+        str(gamma.report),
+        f"→ {out / 'fields.npz'}",
+    )
 
 
 COMMAND = Command("simulate", simulate, {})

@@ -52,7 +52,8 @@ def train(
         trainer: arguments of spatialdiff.Trainer.
         fit: run folder of `spatialdiff fit`; without it the spectrum of the data is fitted first.
         noise: Γ: "fit", "white", or a kernel by class path; a list is a sum.
-        noise_method: structure of Γ for a kernel; "auto" is the torus on periodic grids, else the cosine basis.
+        noise_method: structure of Γ for a kernel; "auto" is the torus on periodic grids, else the cosine
+            basis.
         prediction: what the network predicts.
         preconditioning: what the network is given, and what its output is the residual to.
         steps: optimiser steps.
@@ -71,7 +72,10 @@ def train(
         {setting.name: [(int(row["step"]), row["loss"]) for row in rows]}, {setting.name: PALETTE[0]}
     )
     out.write_picture("training.png", picture)
-    page = Page("Training", f"{steps} steps on {setting.name}, {len(data.train)} fields of shape {setting.grid.shape}.")
+    page = Page(
+        "Training",
+        f"{steps} steps on {setting.name}, {len(data.train)} fields of shape {setting.grid.shape}.",
+    )
     page.figure(picture, "Loss, smoothed; the recorded values faintly behind.")
     page.pairs({"seconds": f"{rows[-1]['seconds']:.1f}", "last loss": f"{rows[-1]['loss']:.4g}"})
     page.provenance(config, seed, found).save(out / "report.html")
@@ -79,11 +83,14 @@ def train(
 
 
 def _fit(out: RunFolder, data: FieldData, setting: Setting, folder: str | None) -> FitResult:
-    """The law of the data: of an interrupted run its own, of `folder` where one is given, else the smoothed spectrum."""
+    """The law of the data: of an interrupted run its own, of `folder` where one is given, else the smoothed
+    spectrum."""
     if (out / "fit.pt").exists():
         return read_fit(out.path).fit
     if folder is None:
-        return fit_data(data, None, "spectrum")
+        fitted = fit_data(data, None, "spectrum")
+        say(str(fitted), "")
+        return fitted
     saved = read_fit(folder)
     if saved.grid != setting.grid or saved.setting.channels != setting.channels:
         raise ValueError(
@@ -112,7 +119,8 @@ COMMAND = Command(
 
 
 def folder(run_dir: str | None, text: str, root: str = "runs") -> RunFolder:
-    """The run's folder: `run_dir`, or one named by the configuration, so that the same command finds it again.
+    """The run's folder: `run_dir`, or one named by the configuration, so that the same command finds it
+    again.
 
     Raises:
         ValueError: the folder belongs to a run of another configuration; says what differs.
@@ -121,7 +129,9 @@ def folder(run_dir: str | None, text: str, root: str = "runs") -> RunFolder:
     path = Path(run_dir) if run_dir is not None else Path(root) / f"train-{digest(text)}"
     before = path / "config.yaml"
     if not before.exists():
-        leftovers = [item for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
+        leftovers = (
+            [item for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
+        )
         if {item.name for item in leftovers} - {"fit.pt", "data.json"}:
             raise FileExistsError(f"{path} holds files that are not a training run. Give another --run-dir.")
         return RunFolder(path)

@@ -16,8 +16,11 @@ class DemoConfig:
 
     Args:
         patch: side of the terrain patches, in grid cells; a multiple of 2**depth.
-        noise: Γ of the correlated models: "spectrum" (smoothed spectrum of the data) or "kernel" (the fitted kernel).
-        kernel: covariance function fitted by maximum likelihood, a Matérn where none is named; a list is a sum.
+        noise: Γ of the correlated models: "spectrum" (smoothed spectrum of the data) or "kernel" (the fitted
+            kernel).
+        kernel: covariance function fitted by maximum likelihood, a Matérn where none is named; a list is a
+            sum.
+        fit_method: likelihood of the kernel's fit.
         preconditioning: what the network is given and what it predicts: "wiener", "edm" or "none".
         prediction: with "none" and "edm": "data", "noise", "white_noise" or "velocity".
         width: channels of the U-Net at full resolution.
@@ -39,6 +42,7 @@ class DemoConfig:
     patch: int = 32
     noise: Literal["spectrum", "kernel"] = "spectrum"
     kernel: Kernel | list[Kernel] | None = None
+    fit_method: Literal["auto", "exact", "whittle"] = "auto"
     preconditioning: Literal["wiener", "edm", "none"] = "wiener"
     prediction: Literal["data", "noise", "white_noise", "velocity"] = "data"
     width: int = 24
@@ -62,14 +66,18 @@ class DemoConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.patch % 2**self.depth:
             raise ValueError(
-                f"patch={self.patch} cannot be halved {self.depth} times; give a multiple of {2**self.depth}, or another depth."
+                f"patch={self.patch} cannot be halved {self.depth} times; give a multiple of "
+                f"{2**self.depth}, or another depth."
             )
         if not self.sample_steps or any(steps < 1 for steps in self.sample_steps):
-            raise ValueError(f"sample_steps must name numbers of steps of at least 1, got {self.sample_steps}.")
+            raise ValueError(
+                f"sample_steps must name numbers of steps of at least 1, got {self.sample_steps}."
+            )
 
 
 # What --quick changes: everything still happens, too briefly for the models to be good.
 QUICK: dict[str, Any] = {
+    "fit_method": "whittle",
     "width": 16,
     "train_steps": 60,
     "warmup": 10,

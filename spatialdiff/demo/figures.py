@@ -58,11 +58,14 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _image(field: Tensor) -> np.ndarray[Any, Any]:
-    """The first channel as a picture; one-dimensional fields as a band, three-dimensional ones by their middle slice."""
-    values = field.detach().cpu().double().numpy()[0]
+    """The first channel as a picture; one-dimensional fields as a band, three-dimensional ones by their
+    middle slice."""
+    values: np.ndarray[Any, Any] = field.detach().cpu().double().numpy()[0]
     if values.ndim == 1:
         return np.repeat(values[None], max(1, values.shape[0] // 4), axis=0)
-    return values if values.ndim == 2 else values[values.shape[0] // 2]
+    if values.ndim == 3:
+        values = values[values.shape[0] // 2]
+    return values
 
 
 def gallery(rows: Mapping[str, Tensor], columns: int = 8, label: str = "") -> Figure:
@@ -71,7 +74,9 @@ def gallery(rows: Mapping[str, Tensor], columns: int = 8, label: str = "") -> Fi
     low, high = np.quantile(first[:, 0].detach().cpu().double().numpy(), [0.005, 0.995])
     with style():
         figure = _figure(1.12 * columns + 1.5, 1.16 * len(rows))
-        axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
+        axes = figure.subplots(
+            len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03}
+        )
         picture = None
         for (name, fields), line in zip(rows.items(), axes, strict=True):
             for j, axis in enumerate(line):
@@ -81,10 +86,14 @@ def gallery(rows: Mapping[str, Tensor], columns: int = 8, label: str = "") -> Fi
                 for spine in axis.spines.values():
                     spine.set_visible(False)
                 if j < fields.shape[0]:
-                    picture = axis.imshow(_image(fields[j]), vmin=low, vmax=high, cmap="gist_earth", interpolation="nearest")
+                    picture = axis.imshow(
+                        _image(fields[j]), vmin=low, vmax=high, cmap="gist_earth", interpolation="nearest"
+                    )
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9.5, labelpad=8)
         if picture is not None:
-            figure.colorbar(picture, ax=axes, shrink=min(1.0, 2.2 / len(rows)), aspect=18, pad=0.015, label=label)
+            figure.colorbar(
+                picture, ax=axes, shrink=min(1.0, 2.2 / len(rows)), aspect=18, pad=0.015, label=label
+            )
     return figure
 
 
@@ -128,9 +137,20 @@ def error_by_steps(
         panels: Sequence[Axes] = figure.subplots(1, len(errors), squeeze=False)[0]
         for axis, (metric, models) in zip(panels, errors.items(), strict=True):
             for name, by_steps in models.items():
-                axis.plot(list(by_steps), list(by_steps.values()), "o-", color=colors[name], markersize=4, label=name)
-            axis.axhline(gaussian[metric], color=GAUSSIAN, linewidth=1.4, linestyle="--", label="fitted Gaussian field")
-            axis.axhline(floor[metric], color=REAL, linewidth=1.1, linestyle=":", label="floor: real against real")
+                axis.plot(
+                    list(by_steps),
+                    list(by_steps.values()),
+                    "o-",
+                    color=colors[name],
+                    markersize=4,
+                    label=name,
+                )
+            axis.axhline(
+                gaussian[metric], color=GAUSSIAN, linewidth=1.4, linestyle="--", label="fitted Gaussian field"
+            )
+            axis.axhline(
+                floor[metric], color=REAL, linewidth=1.1, linestyle=":", label="floor: real against real"
+            )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             ticks = sorted({steps for by_steps in models.values() for steps in by_steps})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from spatialdiff.demo.config import DemoConfig
 from spatialdiff.demo.figures import PALETTE
 from spatialdiff.denoisers import Denoiser
 from spatialdiff.evaluation import compare
-from spatialdiff.fitting import FitResult, fit
+from spatialdiff.fitting import FitResult, FitWarning, fit
 from spatialdiff.kernels import Matern, Sum
 from spatialdiff.networks import UNet
 from spatialdiff.objectives import BridgeMixture, Denoising
@@ -32,10 +31,15 @@ if TYPE_CHECKING:
     from spatialdiff.demo.progress import Stages
     from spatialdiff.evaluation import Report
 
-WHITE, CORRELATED, BRIDGE = "white-noise denoising", "correlated-noise denoising", "correlated-noise bridge mixture"
+WHITE, CORRELATED, BRIDGE = (
+    "white-noise denoising",
+    "correlated-noise denoising",
+    "correlated-noise bridge mixture",
+)
 MODELS = (WHITE, CORRELATED, BRIDGE)
 COLORS = dict(zip(MODELS, PALETTE, strict=False))
 GAUSSIAN_FIELD = "fitted Gaussian field"
+STAGES = 4 + 2 * len(MODELS)
 
 
 @dataclass
@@ -70,6 +74,16 @@ class DemoResult:
     comparison: Report
     seconds: dict[str, float]
 
+    @property
+    def errors(self) -> dict[str, dict[str, float]]:
+        """Row → metric → distance to held-out terrain."""
+        return {name: self.comparison.errors(name) for name in self.comparison.names}
+
+    @property
+    def floor(self) -> dict[str, float]:
+        """Metric → what two halves of the held-out terrain differ by."""
+        return self.comparison.floor
+
 
 def label(model: str, steps: int) -> str:
     """The name of a row."""
@@ -85,13 +99,21 @@ def demo_kernel(config: DemoConfig) -> Kernel:
     return config.kernel[0] if len(config.kernel) == 1 else Sum(*config.kernel)
 
 
-def objective_for(model: str, config: DemoConfig, gamma: Covariance, law: tuple[Tensor, Covariance]) -> torch.nn.Module:
+def objective_for(
+    model: str, config: DemoConfig, gamma: Covariance, law: tuple[Tensor, Covariance]
+) -> torch.nn.Module:
     """The objective of one of the three models, with a new network inside."""
     grid = gamma.domain
     network = UNet(1, grid, width=config.width, depth=config.depth)
-    options: dict[str, Any] = {"prediction": config.prediction, "preconditioning": config.preconditioning, "data": law}
+    options: dict[str, Any] = {
+        "prediction": config.prediction,
+        "preconditioning": config.preconditioning,
+        "data": law,
+    }
     if model == BRIDGE:
-        return BridgeMixture(Denoiser(network, BrownianBridge(gamma), channels=1, **options), coupling="independent")
+        return BridgeMixture(
+            Denoiser(network, BrownianBridge(gamma), channels=1, **options), coupling="independent"
+        )
     return Denoising(Denoiser(network, VP(gamma), channels=1, **options))
 
 
@@ -100,9 +122,10 @@ def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResu
     with stages.stage("reading terrain"):
         data = terrain(patch=config.patch)
         train, test, grid = data.train, data.test, data.grid
-    with stages.stage("fitting Γ"):
+    with stages.stage("fitting Γ"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)  # they are in the printed result
         spectrum = fit(None, train, grid, method="spectrum", basis="cosine")
-        parametric = fit(demo_kernel(config), train, grid)
+        parametric = fit(demo_kernel(config), train, grid, method=config.fit_method)
     stages.say(str(parametric) + "\n")
     generator = torch.Generator().manual_seed(seed)
     with stages.stage("simulating Γ"):
@@ -112,7 +135,9 @@ def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResu
             gamma = covariance(parametric.kernel, grid, method="cosine")
         else:
             gamma = spectrum.covariance
-        gaussian = data_covariance.sample((config.samples, 1), generator=generator).float() + spectrum.mean.float()
+        gaussian = (
+            data_covariance.sample((config.samples, 1), generator=generator).float() + spectrum.mean.float()
+        )
     curves, training, fields, sampling = {}, {}, {}, {}
     denoisers: dict[str, Denoiser] = {}
     parameters = 0

@@ -29,13 +29,13 @@ class Stages:
             file=sys.stderr,
             disable=not show,
             dynamic_ncols=True,
-            bar_format="{desc} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}] {postfix}",
+            bar_format="{desc:<52} |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}]",
         )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """One stage."""
-        self._bar.set_postfix_str(name, refresh=True)
+        self._bar.set_description_str(name, refresh=True)
         begun = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begun
@@ -50,9 +50,11 @@ class Stages:
         """A bar for the steps inside a stage."""
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=name, leave=False, file=sys.stderr, disable=not self.show, dynamic_ncols=True)
+        return tqdm(
+            total=total, desc=name, leave=False, file=sys.stderr, disable=not self.show, dynamic_ncols=True
+        )
 
     def close(self) -> None:
         """Close the bar."""
-        self._bar.set_postfix_str("done", refresh=True)
+        self._bar.set_description_str("done", refresh=True)
         self._bar.close()

@@ -22,7 +22,9 @@ class Links(HTMLParser):
         self.tags.append(tag)
         if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        self.links += [
+            value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")
+        ]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -39,7 +41,9 @@ def figure():
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
     page = Page("Title", "Lead.").section("A").text("one", "two").figure(figure(), "Caption.")
-    page.table(["a", "b"], [["1", "2"]], "Numbers.").items(["x"]).code("k: v", "Config").provenance("seed: 1", 1, {"torch": "2"})
+    page.table(["a", "b"], [["1", "2"]], "Numbers.").items(["x"]).code("k: v", "Config").provenance(
+        "seed: 1", 1, {"torch": "2"}
+    )
     html = page.save(tmp_path / "report.html").read_text()
     found = Links(html)
     assert len(found.links) == 1

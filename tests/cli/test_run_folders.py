@@ -38,8 +38,16 @@ def test_create_refuses_a_folder_that_holds_files(tmp_path):
 
 def test_unnamed_folders_of_the_same_second_differ(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda form: "20300101-000000")
-    names = [RunFolder.create("fit", root=tmp_path).path.name for _ in range(3)]
-    assert names == ["fit-20300101-000000", "fit-20300101-000000-2", "fit-20300101-000000-3"]
+    runs = []
+    for _ in range(3):
+        runs.append(RunFolder.create("fit", root=tmp_path))
+        assert not runs[-1].path.exists()
+        runs[-1].write_text("seed.txt", "0")
+    assert [run.path.name for run in runs] == [
+        "fit-20300101-000000",
+        "fit-20300101-000000-2",
+        "fit-20300101-000000-3",
+    ]
 
 
 def test_open_names_what_is_missing(tmp_path):

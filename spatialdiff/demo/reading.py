@@ -1,0 +1,99 @@
+"""What the numbers say, in sentences made from the numbers.
+
+Every error is smaller for better fields, and has a floor: what two halves of the real data differ by. Two
+errors are called different only where they differ by more than a tenth of the larger one and by more than a
+tenth of the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Errors = Mapping[str, float]
+MARGIN = 0.1
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def below(a: float, b: float, floor: float) -> bool:
+    """Whether `a` is smaller than `b` by more than the margin."""
+    return b - a > MARGIN * max(abs(b), abs(floor))
+
+
+def against(name: str, errors: Errors, other: str, others: Errors, floor: Errors) -> str:
+    """One sentence: where a row is better than another, where worse."""
+    better = [metric for metric in errors if below(errors[metric], others[metric], floor[metric])]
+    worse = [metric for metric in errors if below(others[metric], errors[metric], floor[metric])]
+    if not better and not worse:
+        return f"{name} cannot be told from {other} on any measure."
+    parts = []
+    if better:
+        parts.append(f"closer to the real terrain than {other} on {listed(better)}")
+    if worse:
+        than = "from it" if better else f"from the real terrain than {other}"
+        parts.append(f"further {than} on {listed(worse)}")
+    rest = [metric for metric in errors if metric not in better and metric not in worse]
+    tail = f"; on {listed(rest)} the two cannot be told apart" if rest else ""
+    return f"{name} is {', and '.join(parts)}{tail}."
+
+
+def at_floor(name: str, errors: Errors, floor: Errors) -> str | None:
+    """One sentence on which errors are within a quarter of the floor; None where none is."""
+    reached = [metric for metric in errors if errors[metric] <= 1.25 * floor[metric]]
+    return f"{name} is at the floor, within a quarter of it, on {listed(reached)}." if reached else None
+
+
+def enough(by_steps: Mapping[int, Errors], floor: Errors) -> int:
+    """Fewest steps from which on no error is larger, by the margin, than with the most steps."""
+    counts = sorted(by_steps)
+    last = by_steps[counts[-1]]
+    fewest = counts[-1]
+    for steps in reversed(counts):
+        if any(below(last[metric], by_steps[steps][metric], floor[metric]) for metric in last):
+            break
+        fewest = steps
+    return fewest
+
+
+def reading(
+    errors: Mapping[str, Mapping[int, Errors]], gaussian: Errors, floor: Errors, reference: str, compared: str
+) -> list[str]:
+    """Sentences on all models: against the Gaussian field, the floor, each other, and the number of steps.
+
+    Args:
+        errors: model → sampling steps → metric → error.
+        gaussian: metric → error of the fitted Gaussian field.
+        floor: metric → what two halves of the real data differ by.
+        reference, compared: the models of the last sentences (white and correlated noise).
+    """
+    sentences = []
+    most = max(next(iter(errors.values())))
+    fewest = min(next(iter(errors.values())))
+    for model, by_steps in errors.items():
+        name = f"{model[0].upper()}{model[1:]} with {most} steps"
+        sentences.append(against(name, by_steps[most], "the fitted Gaussian field", gaussian, floor))
+        reached = at_floor(name, by_steps[most], floor)
+        if reached is not None:
+            sentences.append(reached)
+    counts = [f"{model}: {enough(by_steps, floor)}" for model, by_steps in errors.items()]
+    if len(next(iter(errors.values()))) > 1:
+        sentences.append(f"Steps after which more of them gain nothing on any measure: {'; '.join(counts)}.")
+    for steps in dict.fromkeys((fewest, most)):
+        name = f"With {steps} steps, {compared}"
+        sentences.append(against(name, errors[compared][steps], reference, errors[reference][steps], floor))
+    for metric in gaussian:
+        rows = {(model, steps): e[metric] for model, by in errors.items() for steps, e in by.items()}
+        model, steps = min(rows, key=lambda row: rows[row])
+        ratio = rows[model, steps] / floor[metric] if floor[metric] else float("inf")
+        sentences.append(
+            f"Best on {metric}: {model}, {steps} steps, {ratio:.1f} times the floor "
+            f"(the Gaussian field: {gaussian[metric] / floor[metric]:.1f})."
+            if floor[metric]
+            else f"Best on {metric}: {model}, {steps} steps."
+        )
+    return sentences
