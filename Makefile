@@ -32,8 +32,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# mypy finds packages by their place, so the installed layout, with kernels/ inside, is laid out in links
 types: $(VENV)/.dev
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types/spatialdiff
+	ln -s "$(CURDIR)"/spatialdiff/* "$(CURDIR)"/kernels build/types/spatialdiff/
+	cd build/types && $(abspath $(BIN))/mypy --config-file "$(CURDIR)/pyproject.toml"
 
 tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
