@@ -1,9 +1,11 @@
 r"""Is the fit to be trusted? Bounds, identification, and where the variance went.
 
-The share of the variance in the mean over the domain, :math:`\operatorname{Var}(\bar x)/\overline{\operatorname{Var}(x)}`, is the one number
-that a family with too few parameters gets wrong first: it is set by the largest scale, while the likelihood is dominated by the many small
-ones. Under the model :math:`\nu\,\overline{x}^2/\operatorname{Var}(\bar x) \sim \chi^2_\nu`, which gives the interval the data's share is
-compared with.
+The share of the variance in the mean over the domain,
+:math:`\operatorname{Var}(\bar x)/\overline{\operatorname{Var}(x)}`, is the one number that a family with too
+few
+parameters gets wrong first: it is set by the largest scale, while the likelihood is dominated by the many
+small ones. Under the model :math:`\nu\,\overline{x}^2/\operatorname{Var}(\bar x) \sim \chi^2_\nu`, which
+gives the interval the data's share is compared with.
 """
 
 from __future__ import annotations
@@ -34,19 +36,22 @@ def data_share(data: Replicates) -> float:
 
 
 def mean_share(data: Replicates, model: float) -> MeanShare:
-    """Compare the data's share with the model's; ``low`` and ``high`` hold 99.9 % of what the model gives for such data."""
+    """Compare the data's share with the model's; ``low`` and ``high`` hold 99.9 % of what the model gives for
+    such data."""
     nu = data.count_at_zero * data.channels
     if nu == 0:
         return MeanShare(math.nan, model, math.nan, math.nan)
-    low, high = (float(q) / nu for q in scipy.stats.chi2.ppf([0.0005, 0.9995], nu))
+    low, high = (float(scipy.stats.chi2.ppf(p, nu)) / nu for p in (0.0005, 0.9995))
     # the variance in the denominator holds the domain mean as well
     return MeanShare(data_share(data), model, *(model * q / (1.0 - model + model * q) for q in (low, high)))
 
 
 def log_covariance(optimum: Optimum, likelihood: Likelihood) -> Tensor:
-    """Covariance of θ from the observed information of the parameters off their bounds (NaN rows at bounds and where flat).
+    """Covariance of θ from the observed information of the parameters off their bounds (NaN rows at bounds
+    and where flat).
 
-    Where the likelihood is Whittle's, the sandwich ``H⁻¹ V H⁻¹`` with ``V`` the variance of its gradient under the model.
+    Where the likelihood is Whittle's, the sandwich ``H⁻¹ V H⁻¹`` with ``V`` the variance of its gradient
+    under the model.
     """
     p = len(optimum.theta)
     full = torch.full((p, p), math.nan, dtype=torch.float64)
@@ -75,7 +80,8 @@ def complaints(
     values = model.natural(optimum.theta)
     if not optimum.converged:
         yield (
-            f"not converged: {optimum.message}; a Newton step would still move the estimate by {math.sqrt(max(optimum.decrement, 0.0)):.2g} "
+            f"not converged: {optimum.message}; a Newton step would still move the estimate by "
+            f"{math.sqrt(max(optimum.decrement, 0.0)):.2g} "
             "standard errors: raise max_iterations, or give better start values"
         )
     for i, p in enumerate(model.free):
@@ -87,10 +93,14 @@ def complaints(
                 + _bound_hint(p, side)
             )
         elif p.is_lengthscale and value < min(grid.spacing):
-            yield f"{p.name} = {value:.3g} is below the grid spacing {min(grid.spacing):.3g}: the grid does not resolve it"
+            yield (
+                f"{p.name} = {value:.3g} is below the grid spacing {min(grid.spacing):.3g}: the grid does "
+                "not resolve it"
+            )
         elif p.is_lengthscale and value > max(grid.extent):
             yield (
-                f"{p.name} = {value:.3g} is beyond the domain's extent {max(grid.extent):.3g}: it trades off against the variance, "
+                f"{p.name} = {value:.3g} is beyond the domain's extent {max(grid.extent):.3g}: it trades "
+                "off against the variance, "
                 "and only variance/lengthscale^(2 nu) is identified"
             )
     yield from _identification(model, optimum, covariance, values)
@@ -112,11 +122,17 @@ def _identification(
     names = [model.free[int(i)].name for i in inside]
     diagonal = information.diagonal()
     if not bool(torch.isfinite(information).all()):
-        yield f"the information matrix of {', '.join(names)} cannot be computed at the estimate (Γ is nearly singular there): add a Nugget"
+        yield (
+            f"the information matrix of {', '.join(names)} cannot be computed at the estimate (Γ is nearly "
+            "singular there): add a Nugget"
+        )
         return
     flat = [names[i] for i in range(len(names)) if float(diagonal[i]) <= 0.0]
     if flat:
-        yield f"the likelihood has no maximum in {', '.join(flat)} (its curvature there has the wrong sign): not identified"
+        yield (
+            f"the likelihood has no maximum in {', '.join(flat)} (its curvature there has the wrong sign): "
+            "not identified"
+        )
         return
     scale = diagonal.rsqrt()
     eigenvalues, vectors = torch.linalg.eigh(information * scale[:, None] * scale[None, :])
@@ -125,7 +141,8 @@ def _identification(
             name for name, weight in zip(names, vectors[:, 0].abs().tolist(), strict=True) if weight > 0.1
         ]
         yield (
-            f"{', '.join(involved)} are not identified separately (flat or ill-conditioned information matrix): hold one of them "
+            f"{', '.join(involved)} are not identified separately (flat or ill-conditioned information "
+            "matrix): hold one of them "
             "with fixed="
         )
         return
@@ -137,15 +154,20 @@ def _identification(
         )
         relative = error if model.free[i].log else error / max(abs(values[name]), 1e-300)
         if relative > POOR:
-            yield f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of it"
+            yield (
+                f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of "
+                "it"
+            )
 
 
 def derived_quantities(
     model: KernelParameters, theta: Tensor, covariance: Tensor
 ) -> dict[str, tuple[float, float]]:
-    r"""Effective ranges (where the correlation along an axis is 0.05) and, for Matérn, the micro-ergodic :math:`\sigma^2/\ell^{2\nu}`.
+    r"""Effective ranges (where the correlation along an axis is 0.05) and, for Matérn, the micro-ergodic
+    :math:`\sigma^2/\ell^{2\nu}`.
 
-    The latter is what infill determines (Zhang 2004, theorem 2); its standard error follows from those of the logarithms.
+    The latter is what infill determines (Zhang 2004, theorem 2); its standard error follows from those of the
+    logarithms.
     """
     found: dict[str, tuple[float, float]] = {}
     free = {p.name: i for i, p in enumerate(model.free)}

@@ -1,7 +1,8 @@
 r"""``sd.fit``: the Gaussian law of a set of fields.
 
-Model: :math:`x^{(i)} \sim N(\mu, \Gamma(\theta))`, independent, one grid. See :mod:`.likelihoods` for what is maximised,
-:mod:`.nonparametric` for ``method="spectrum"``, :mod:`.diagnostics` for what the warnings mean.
+Model: :math:`x^{(i)} \sim N(\mu, \Gamma(\theta))`, independent, one grid. What is maximised: :mod:`.dense`,
+:mod:`.likelihoods`. See :mod:`.nonparametric` for ``method="spectrum"``, :mod:`.diagnostics` for what the
+warnings mean.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from spatialdiff.domains import Grid
 from spatialdiff.fitting import diagnostics
-from spatialdiff.fitting.likelihoods import DenseLikelihood, Likelihood, SpectralLikelihood
+from spatialdiff.fitting.dense import DenseLikelihood
+from spatialdiff.fitting.likelihoods import Likelihood, SpectralLikelihood
 from spatialdiff.fitting.nonparametric import estimate_spectrum, make_basis
 from spatialdiff.fitting.optimise import maximise, set_bounds, starting_points
 from spatialdiff.fitting.parameters import KernelParameters
@@ -47,33 +49,37 @@ def fit(
 ) -> FitResult:
     r"""Fit the covariance of Gaussian fields to replicates of them.
 
-    ========== ===================================================================================================================
-    method     what is done
-    ========== ===================================================================================================================
-    exact      maximum likelihood: from the eigenvalues on a fully periodic grid, otherwise by Cholesky factorisation, O(n³)
-    whittle    maximum Whittle likelihood, O(n log n), with the expected periodogram (no bias from edges or aliasing)
-    spectrum   no family: the smoothed radial spectrum of the data in the torus or cosine basis; ``kernel`` may be ``None``
-    auto       exact on fully periodic grids and up to 1600 sites, otherwise whittle
-    ========== ===================================================================================================================
+    - ``"exact"``: maximum likelihood; from the eigenvalues on a fully periodic grid, otherwise by Cholesky
+      factorisation in O(n³).
+    - ``"whittle"``: maximum Whittle likelihood in O(n log n), with the expected periodogram (no bias from
+      edges or aliasing).
+    - ``"spectrum"``: no family; the smoothed radial spectrum of the data in the torus or cosine basis, and
+      ``kernel`` may be ``None``.
+    - ``"auto"``: exact on fully periodic grids and up to 1600 sites, otherwise Whittle.
 
-    Channels are taken as independent: with one kernel they share it, with ``"spectrum"`` each has its own. Computation is in
-    float64 on the CPU.
+    Channels are taken as independent. One kernel is shared by all of them; with ``"spectrum"`` each has its
+    own spectrum. Computation is in float64 on the CPU.
 
     Args:
-        kernel: any gpytorch kernel; its present values are one of the starts. It is not modified. Ignored by ``"spectrum"``.
+        kernel: any gpytorch kernel; its present values are one of the starts. It is not modified. Ignored by
+            ``"spectrum"``.
         fields: ``(N, *grid)`` or ``(N, C, *grid)``.
         grid: the domain.
         method: see above.
-        mean: ``"constant"`` (one number per channel; for ``"exact"`` by generalised least squares), ``"field"`` (one number per channel and
-            site, which leaves N - 1 replicates), ``None`` (zero) or a tensor that broadcasts to one field.
-        fixed: names of parameters to hold, or names and values; parameters that require no gradient are held too.
+        mean: ``"constant"`` (one number per channel; for ``"exact"`` by generalised least squares),
+            ``"field"`` (one number per channel and site, which leaves N - 1 replicates), ``None`` (zero) or a
+            tensor that broadcasts to one field.
+        fixed: names of parameters to hold, or names and values; parameters that require no gradient are held
+            too.
         bounds: natural-scale bounds by parameter name.
         starts: how many starting points; the last is the kernel as given.
         max_iterations: of the optimiser, per start.
         density: ``"expected"`` or ``"lattice"`` (aliased density of the infinite lattice); Whittle only.
         taper: share of the sites of each open axis under a cosine bell, 0 to 1; Whittle only.
-        basis: ``"cosine"`` or ``"torus"``, for ``"spectrum"``; by default torus on fully periodic grids, else cosine.
-        smoothing: bandwidth of ``"spectrum"`` in octaves of wavenumber, see :mod:`spatialdiff.fitting.smoothing`.
+        basis: ``"cosine"`` or ``"torus"``, for ``"spectrum"``; by default torus on fully periodic grids, else
+            cosine.
+        smoothing: bandwidth of ``"spectrum"`` in octaves of wavenumber, see
+            :mod:`spatialdiff.fitting.smoothing`.
         isotropic: whether the spectrum depends on ``|k|`` only.
         dtype: of the fitted kernel's parameters and of the mean.
 
@@ -81,12 +87,14 @@ def fit(
         A :class:`FitResult`; ``print`` it.
 
     Raises:
-        ValueError: for a wrong shape, missing values, no or constant data, unknown names, options of another method.
+        ValueError: for a wrong shape, missing values, no or constant data, unknown names, options of another
+            method.
         TypeError: for fields that are not a floating-point tensor, or a kernel that is not one of gpytorch.
         RuntimeError: where no starting point gives a usable covariance.
 
     Warns:
-        FitWarning: for a parameter at a bound or not identified, no convergence, a domain mean that the model gets wrong.
+        FitWarning: for a parameter at a bound or not identified, no convergence, a domain mean that the model
+            gets wrong.
 
     References:
         Whittle 1954; Guinness & Fuentes 2017; Sykulski et al. 2019; Zhang 2004 (what is identified).
@@ -102,7 +110,8 @@ def fit(
         raise ValueError(f"basis={basis!r} is for method='spectrum'; method={method!r} fits a kernel")
     if kernel is None:
         raise ValueError(
-            "kernel may be None only with method='spectrum'; give a kernel such as Matern(nu=1.5) + Nugget(0.01)"
+            "kernel may be None only with method='spectrum'; give a kernel such as Matern(nu=1.5) + "
+            "Nugget(0.01)"
         )
     if starts < 1:
         raise ValueError(f"starts must be at least 1, got {starts}")
@@ -178,7 +187,8 @@ def _choose(
         return "whittle", f"{grid.size} sites are more than {EXACT_SITES}; {whittle}"
     if grid.size > DENSE_SITES:
         raise ValueError(
-            f"the exact likelihood on a grid that is not periodic factorises a dense {grid.size} x {grid.size} matrix; the limit is "
+            f"the exact likelihood on a grid that is not periodic factorises a dense {grid.size} x "
+            f"{grid.size} matrix; the limit is "
             f"{DENSE_SITES} sites: use method='whittle'"
         )
     return "exact", f"Cholesky factorisation of {grid.size} sites"
@@ -188,8 +198,10 @@ def _check_variances(result: FitResult, data: Replicates) -> None:
     share = result.mean_share
     if share.suspicious:
         result.warn(
-            f"the model puts {share.model:.0%} of the variance into the mean over the domain where the data have {share.data:.0%} (the model "
-            f"expects {share.low:.0%} to {share.high:.0%} in these data): the family does not fit the largest scales; add a component, "
+            f"the model puts {share.model:.0%} of the variance into the mean over the domain where the data "
+            f"have {share.data:.0%} (the model "
+            f"expects {share.low:.0%} to {share.high:.0%} in these data): the family does not fit the "
+            "largest scales; add a component, "
             "or use method='spectrum'",
             stacklevel=3,
         )
@@ -197,7 +209,8 @@ def _check_variances(result: FitResult, data: Replicates) -> None:
     if result.kernel is not None and data.channels > 1 and float(variances.max() / variances.min()) > 2.0:
         shown = ", ".join(f"{v:.3g}" for v in variances.tolist())
         result.warn(
-            f"one kernel was fitted to channels of variances {shown}: standardise the channels, fit each alone, or use method='spectrum'",
+            f"one kernel was fitted to channels of variances {shown}: standardise the channels, fit each "
+            "alone, or use method='spectrum'",
             stacklevel=3,
         )
 
@@ -237,7 +250,8 @@ def _fit_spectrum(
     )
     if data.count_at_zero == 0:
         result.warn(
-            "the mean over the domain cannot be told from the mean that was estimated from a single field: its variance was taken from the "
+            "the mean over the domain cannot be told from the mean that was estimated from a single field: "
+            "its variance was taken from the "
             "longest waves; give more fields, or a known mean",
             stacklevel=3,
         )

@@ -1,8 +1,9 @@
 """Kernels as plain data.
 
-Kernels of ``spatialdiff.kernels`` are written as a tree of names and numbers and rebuilt from it. Any other gpytorch kernel is written as
-the tensors of its ``state_dict``; reading it back needs a kernel of the same structure to load them into, since rebuilding an arbitrary class
-from a file would mean executing what the file says.
+Kernels of ``spatialdiff.kernels`` are written as a tree of names and numbers and rebuilt from it. Any other
+gpytorch kernel is written as the tensors of its ``state_dict``; reading it back needs a kernel of the same
+structure to load them into, since rebuilding an arbitrary class from a file would mean executing what the
+file says.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def kernel_from_state(state: Mapping[str, Any], template: Kernel | None = None) 
         return kernel.to(getattr(torch, state["dtype"])).requires_grad_(False)
     if template is None:
         raise ValueError(
-            f"the saved kernel is a gpytorch {state['class']}, which cannot be rebuilt from data alone: pass a kernel of the same "
+            f"the saved kernel is a gpytorch {state['class']}, which cannot be rebuilt from data alone: "
+            "pass a kernel of the same "
             "structure as kernel="
         )
     kernel = copy.deepcopy(template)

@@ -1,21 +1,13 @@
-r"""Gaussian log-likelihoods of replicated fields, as functions of a kernel's parameters.
+r"""Gaussian log-likelihoods of replicated fields in the Fourier basis, as functions of a kernel's parameters.
 
-Dense, with :math:`M` the second-moment matrix of the :math:`N` centred fields (per channel):
-
-.. math:: \ell = -\tfrac{N}{2}\left[\,n\log 2\pi + \log\det\Gamma + \operatorname{tr}(\Gamma^{-1} M)\right]
-
-Only a factor :math:`M = QQ^T` of rank :math:`\min(NC, n)` is kept, so a call costs one Cholesky factorisation whatever the number of
-fields. With a constant mean its generalised-least-squares estimate is profiled out:
-:math:`\operatorname{tr}(\Gamma^{-1}M)` loses :math:`(1^T\Gamma^{-1}\bar e)^2 / 1^T\Gamma^{-1}1`.
-
-Spectral, with periodogram sums :math:`P_k`, counts :math:`\nu_k` and a density :math:`f` (see :mod:`.spectra`):
+With periodogram sums :math:`P_k`, counts :math:`\nu_k` and a density :math:`f` (see :mod:`.spectra`):
 
 .. math:: \ell = -\tfrac12 \sum_k \left[\nu_k \log 2\pi f_k + P_k / f_k\right]
 
-This is the exact likelihood on a torus (`f` the eigenvalues) and Whittle's elsewhere. With a mean per site, both are restricted
-likelihoods: of the :math:`N - 1` contrasts that are free of the mean.
+This is the exact likelihood on a torus (`f` the eigenvalues) and Whittle's elsewhere. With a mean per site it
+is the restricted likelihood of the :math:`N - 1` contrasts that are free of the mean.
 
-Sources: Whittle 1954; Guinness & Fuentes 2017; Sykulski et al. 2019; Rasmussen & Williams 2006, eq. 2.30 and 2.43.
+Sources: Whittle 1954; Guinness & Fuentes 2017; Sykulski et al. 2019.
 """
 
 from __future__ import annotations
@@ -48,7 +40,8 @@ _PROBES = 32
 
 
 class NotPositiveDefiniteError(RuntimeError):
-    """The covariance is numerically singular at these parameters, or too wide to be summed over the images of the grid."""
+    """The covariance is numerically singular at these parameters, or too wide to be summed over the images of
+    the grid."""
 
 
 class Likelihood(Protocol):
@@ -64,95 +57,23 @@ class Likelihood(Protocol):
         ...
 
     def score_covariance(self, theta: Tensor) -> Tensor | None:
-        """Covariance of the gradient under the model, where it is not the information matrix; else ``None``."""
+        """Covariance of the gradient under the model, where it is not the information matrix; else
+        ``None``."""
         ...
 
 
-class DenseLikelihood:
-    """Exact likelihood by Cholesky factorisation; any kernel, any grid (periodic axes by the periodised covariance)."""
-
-    def __init__(self, model: KernelParameters, data: Replicates) -> None:
-        self.model, self.data = model, data
-        n = data.grid.size
-        flat = data.values.reshape(-1, n)
-        self._points = data.grid.coordinates().reshape(n, -1)
-        self.stationary = model.is_stationary(model.start(), self._points)
-        if not self.stationary and any(data.grid.periodic):
-            raise ValueError(
-                "on a grid with a periodic axis the kernel must be stationary: k(x, x') a function of x - x'"
-            )
-        if len(flat) > n:
-            values, vectors = torch.linalg.eigh(flat.T @ flat / data.count)
-            self._root = vectors * values.clamp(min=0.0).sqrt()
-        else:
-            self._root = flat.T / math.sqrt(data.count)
-        self._site_means = data.values.mean(dim=0).reshape(data.channels, n).T
-        self._index = _lag_index(data)
-
-    def covariance(self, theta: Tensor) -> Tensor:
-        """``Γ(θ)``, shape ``(n, n)``."""
-        if not self.stationary:
-            return self.model.matrix(theta, self._points)
-        table = folded_covariance(
-            _table(self.model, theta, self.data.grid), embedding_weights(self.data.grid)
-        )
-        return table.reshape(-1)[self._index]
-
-    def _factor(self, theta: Tensor) -> Tensor:
-        covariance = self.covariance(theta)
-        factor, info = torch.linalg.cholesky_ex(covariance)
-        if int(info) or not bool(torch.isfinite(factor).all()):
-            raise NotPositiveDefiniteError
-        # below this, rounding decides the factor's last pivots and the gradient is noise
-        pivots = factor.detach().diagonal()
-        if float(pivots.min() / pivots.max()) ** 2 < 1e-13:
-            raise NotPositiveDefiniteError
-        return factor
-
-    def _mean_terms(self, factor: Tensor) -> tuple[Tensor, Tensor]:
-        ones = torch.ones(len(factor), 1, dtype=torch.float64)
-        solved = torch.cholesky_solve(ones, factor)
-        return solved.sum(), (solved * self._site_means).sum(dim=0)
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        factor = self._factor(theta)
-        data = self.data
-        n, count, channels = data.grid.size, data.count, data.channels
-        whitened = torch.linalg.solve_triangular(factor, self._root, upper=False)
-        quadratic = count * whitened.square().sum()
-        if data.mean_model == "constant":
-            norm, projections = self._mean_terms(factor)
-            quadratic = quadratic - count * (projections.square() / norm).sum()
-        log_det = 2.0 * factor.diagonal().log().sum()
-        return -0.5 * (count * channels * (n * math.log(2.0 * math.pi) + log_det) + quadratic)
-
-    def mean(self, theta: Tensor) -> Tensor:
-        """The profiled (generalised least squares) constant mean, added to the average that was taken off."""
-        if self.data.mean_model != "constant":
-            return self.data.mean
-        with torch.no_grad():
-            norm, projections = self._mean_terms(self._factor(theta))
-        return self.data.mean + (projections / norm).reshape(self.data.mean.shape)
-
-    def mean_variance(self, theta: Tensor) -> tuple[float, float]:
-        with torch.no_grad():
-            covariance = self.covariance(theta)
-        return float(covariance.mean()), float(covariance.diagonal().mean())
-
-    def score_covariance(self, theta: Tensor) -> Tensor | None:
-        return None
-
-
 class SpectralLikelihood:
-    """Likelihood of the Fourier coefficients: exact on a torus (``density="lattice"``, no taper), Whittle's elsewhere.
+    """Likelihood of the Fourier coefficients: exact on a torus (``density="lattice"``, no taper), Whittle's
+    elsewhere.
 
     Args:
         model: the kernel.
         data: the fields.
-        density: ``"expected"`` (expectation of the periodogram) or ``"lattice"`` (aliased density of the infinite lattice).
+        density: ``"expected"`` (expectation of the periodogram) or ``"lattice"`` (aliased density of the
+            infinite lattice).
         taper: share of the sites of each non-periodic axis under a cosine bell.
-        exact: count every replicate at the domain mean, as the likelihood with a profiled mean does (torus); otherwise the
-            domain mean loses the replicate that went into the mean.
+        exact: count every replicate at the domain mean, as the likelihood with a profiled mean does (torus);
+            otherwise the domain mean loses the replicate that went into the mean.
     """
 
     def __init__(
@@ -169,7 +90,8 @@ class SpectralLikelihood:
         points = data.grid.coordinates().reshape(data.grid.size, -1)
         if not model.is_stationary(model.start(), points):
             raise ValueError(
-                "the kernel is not stationary (k(x, x + h) changes with x), so it has no spectral density: use method='exact' "
+                "the kernel is not stationary (k(x, x + h) changes with x), so it has no spectral density: "
+                "use method='exact' "
                 "on a grid without periodic axes"
             )
         self.power = periodogram(data.values, data.grid, taper).sum(dim=(0, 1))
@@ -186,7 +108,7 @@ class SpectralLikelihood:
             closed = self.model.torus_density(theta, grid)
             assert closed is not None
             return closed
-        table = _table(self.model, theta, grid)
+        table = covariance_table(self.model, theta, grid)
         if self.density == "expected":
             return spectral_density(table, expected_weights(grid, self.taper))
         images = images_needed(table, grid)
@@ -212,15 +134,16 @@ class SpectralLikelihood:
                 density = self.density_at(theta)
             return float(density.reshape(-1)[0]) / grid.size, float(density.mean())
         with torch.no_grad():
-            folded = folded_covariance(_table(self.model, theta, grid), expected_weights(grid))
+            folded = folded_covariance(covariance_table(self.model, theta, grid), expected_weights(grid))
         return float(folded.sum()) / grid.size, float(folded.reshape(-1)[0])
 
     def score_covariance(self, theta: Tensor) -> Tensor | None:
-        r"""``Var ∂ℓ/∂θ`` under the model, by Hutchinson's estimator of ``2 tr(A_i Γ A_j Γ)`` with exact products with Γ.
+        r"""``Var ∂ℓ/∂θ`` under the model, by Hutchinson's estimator of ``2 tr(A_i Γ A_j Γ)`` with exact
+        products with Γ.
 
-        The score is a sum of quadratic forms :math:`x^T A_j x`, :math:`A_j = G F^* \mathrm{diag}(a_j) F G / \sum g^2`,
-        :math:`a_j = \partial_j f / 2f^2`. Periodogram ordinates are correlated off the torus, more so with a taper, and the
-        observed information alone then gives standard errors that are too small.
+        The score is a sum of quadratic forms :math:`x^T A_j x`, :math:`A_j = G F^* \mathrm{diag}(a_j) F G /
+        \sum g^2`, :math:`a_j = \partial_j f / 2f^2`. Periodogram ordinates are correlated off the torus, more
+        so with a taper, and the observed information alone then gives standard errors that are too small.
         """
         data = self.data
         if all(data.grid.periodic):
@@ -239,7 +162,7 @@ class SpectralLikelihood:
             forms = torch.stack(slopes) / (2.0 * density.square()) * self.used * scale
             weights = embedding_weights(grid)
             padded = [lag.shape[-1] for lag in weights.lags]
-            embedded = spectral_density(_table(self.model, theta, grid), weights)
+            embedded = spectral_density(covariance_table(self.model, theta, grid), weights)
 
             def gamma(x: Tensor) -> Tensor:
                 product = torch.fft.ifftn(embedded * torch.fft.fftn(x, s=padded, dim=axes), dim=axes).real
@@ -258,7 +181,7 @@ class SpectralLikelihood:
         return 0.5 * (variance + variance.T)
 
 
-def _table(model: KernelParameters, theta: Tensor, grid: Grid) -> CovarianceTable:
+def covariance_table(model: KernelParameters, theta: Tensor, grid: Grid) -> CovarianceTable:
     def table(lags: Sequence[Tensor]) -> Tensor:
         try:
             return model.covariance(theta, grid, lags)
@@ -268,15 +191,3 @@ def _table(model: KernelParameters, theta: Tensor, grid: Grid) -> CovarianceTabl
             raise NotPositiveDefiniteError from error
 
     return table
-
-
-def _lag_index(data: Replicates) -> Tensor:
-    """Position in the flattened lag table of ``x_i - x_j`` for every pair of sites, shape ``(n, n)``."""
-    grid = data.grid
-    sites = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), dim=-1)
-    sites = sites.reshape(grid.size, grid.ndim)
-    index = torch.zeros(grid.size, grid.size, dtype=torch.long)
-    for axis, (n, periodic) in enumerate(zip(grid.shape, grid.periodic, strict=True)):
-        size = n if periodic else 2 * n
-        index = index * size + (sites[:, None, axis] - sites[None, :, axis]) % size
-    return index

@@ -1,13 +1,16 @@
 r"""Γ from data without a family: the smoothed spectrum of the fields in a basis where Γ shall be diagonal.
 
-With :math:`c^{(i)}_k` the coefficients of the :math:`i`-th centred field in an orthonormal Fourier or cosine basis,
+With :math:`c^{(i)}_k` the coefficients of the :math:`i`-th centred field in an orthonormal Fourier or cosine
+basis,
 
-.. math:: \hat\gamma_k = \operatorname{smooth}_{|k|}\Big(\tfrac1N \sum_i |c^{(i)}_k|^2\Big)\ (k \ne 0), \qquad
-          \hat\gamma_0 = \tfrac{1}{N_0} \sum_i |c^{(i)}_0|^2 .
+.. math::
+    \hat\gamma_k = \operatorname{smooth}_{|k|}\Big(\tfrac1N \sum_i |c^{(i)}_k|^2\Big)\ (k \ne 0), \qquad
+    \hat\gamma_0 = \tfrac{1}{N_0} \sum_i |c^{(i)}_0|^2 .
 
-The zero mode, which is the domain mean, is estimated by itself: no family and no neighbour decides what share of the variance it gets.
-Standard errors are those of :math:`\chi^2` with the number of replicates as degrees of freedom: :math:`\sqrt{2/\nu}` relative.
-Replicates that depend on one another (consecutive days, overlapping patches) count as fewer than they are, and the errors are then too small.
+The zero mode, which is the domain mean, is estimated by itself, and neither a family nor a neighbour decides
+what share of the variance it gets. Standard errors are those of :math:`\chi^2` with the number of replicates
+as degrees of freedom, :math:`\sqrt{2/\nu}` relative. Replicates that depend on one another (consecutive days,
+overlapping patches) are worth fewer than they are, and the errors are then too small.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.basis import Basis, CosineBasis, FourierBasis
+from spatialdiff.covariance.cosine import autocorrelation
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.replicates import Replicates
 from spatialdiff.fitting.smoothing import SpectrumBins, bin_index, smooth_radial, smooth_ratio
@@ -43,13 +47,15 @@ class SpectrumEstimate:
 
 
 def make_basis(name: str, grid: Grid) -> Basis:
-    """The basis called ``"cosine"`` (any grid) or ``"torus"`` (Fourier; needs a grid that is periodic along every axis)."""
+    """The basis called ``"cosine"`` (any grid) or ``"torus"`` (Fourier; needs a grid that is periodic along
+    every axis)."""
     if name == "cosine":
         return CosineBasis(grid)
     if name == "torus":
         if not all(grid.periodic):
             raise ValueError(
-                f"basis='torus' needs a grid that is periodic along every axis, got {grid}: use basis='cosine'"
+                f"basis='torus' needs a grid that is periodic along every axis, got {grid}: use "
+                "basis='cosine'"
             )
         return FourierBasis(grid)
     raise ValueError(f"basis must be one of {', '.join(BASES)}, got {name!r}")
@@ -172,7 +178,8 @@ def _bins(
 def _moments(
     spectrum: Tensor, weights: Tensor, data: Replicates, zero: int
 ) -> tuple[float, float, float, float]:
-    """Variance and share of the domain mean, averaged over channels, with standard errors from chi-square of each mode."""
+    """Variance and share of the domain mean, averaged over channels, with standard errors from chi-square of
+    each mode."""
     n, channels = data.grid.size, data.channels
     count = torch.full_like(weights, float(data.count))
     count[zero] = float(data.count_at_zero)
@@ -191,32 +198,24 @@ def _moments(
 
 
 def _effective_range(spectrum: Tensor, basis: Basis) -> float:
-    """Distance along the axes at which the implied correlation, averaged over axes, first falls to 0.05; infinite if it does not.
+    """Distance at which the implied correlation first falls to 0.05, averaged over axes; infinite if it does
+    not on some axis.
 
-    A covariance that is diagonal in the cosine basis is that of a field on the reflected torus of twice the size, up to reflections;
-    its stationary part has the spectrum as it stands.
+    The covariance at lag ``h`` along an axis is averaged over all pairs of sites that far apart.
     """
     grid = basis.grid
     cosine = isinstance(basis, CosineBasis)
-    if cosine:
-        full = spectrum
-        for axis, n in enumerate(grid.shape):
-            mirror = torch.zeros_like(full.narrow(axis, 0, 1))
-            # φ_k(x) φ_k(x') has the stationary part cos(πk(x-x')/n)/n for k > 0, and is all stationary for k = 0: counted twice
-            full = torch.cat((2.0 * full.narrow(axis, 0, 1), full.narrow(axis, 1, n - 1)), dim=axis)
-            full = torch.cat((full, mirror, full.narrow(axis, 1, n - 1).flip(axis)), dim=axis)
-        correlation = torch.fft.fftn(full).real
-    else:
-        correlation = torch.fft.fftn(full_spectrum(spectrum, grid.shape)).real
-    correlation = correlation / correlation.reshape(-1)[0]
+    full = spectrum if cosine else full_spectrum(spectrum, grid.shape)
     found = []
     for axis, (n, h) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
-        line = correlation.movedim(axis, 0).reshape(correlation.shape[axis], -1)[
-            : n if cosine else n // 2 + 1, 0
-        ]
-        below = (line < 0.05).nonzero()
+        along = full.movedim(axis, 0).reshape(n, -1).sum(dim=1)
+        if cosine:
+            line = along @ autocorrelation(n) / (n - torch.arange(n))
+        else:
+            line = torch.fft.fft(along).real[: n // 2 + 1] / n
+        below = (line < 0.05 * line[0]).nonzero()
         if len(below):
             first = int(below[0, 0])
-            before, after = float(line[first - 1]), float(line[first])
+            before, after = (float(line[i] / line[0]) for i in (first - 1, first))
             found.append(h * (first - 1 + (before - 0.05) / (before - after)))
     return sum(found) / len(found) if len(found) == grid.ndim else math.inf

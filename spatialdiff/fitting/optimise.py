@@ -1,9 +1,11 @@
-r"""Maximising a likelihood: starts from the data, L-BFGS-B with exact gradients, Newton polish, observed information.
+r"""Maximising a likelihood: starts from the data, L-BFGS-B with exact gradients, Newton polish, observed
+information.
 
 Everything happens in :math:`\theta` (logarithms of positive parameters). The observed information
-:math:`-\partial^2\ell/\partial\theta\,\partial\theta^T` is the central difference of the exact gradient: unlike a second backward pass it
-is right for every kernel, also those of gpytorch whose backward passes are written by hand.
-Convergence is judged by the Newton decrement :math:`g^T H^{-1} g`, the squared distance to the optimum in standard errors.
+:math:`-\partial^2\ell/\partial\theta\,\partial\theta^T` is the central difference of the exact gradient:
+unlike a second backward pass it is right for every kernel, also those of gpytorch whose backward passes are
+written by hand. Convergence is judged by the Newton decrement :math:`g^T H^{-1} g`, the squared distance to
+the optimum in standard errors.
 
 Source: Byrd, Lu, Nocedal & Zhu 1995 (L-BFGS-B); Nocedal & Wright 2006, sections 3.2 and 9.1.
 """
@@ -30,7 +32,8 @@ _STEP = 1e-4
 
 @dataclass
 class Optimum:
-    """Where the search ended: vector, log-likelihood, observed information, and which parameters stopped at a bound."""
+    """Where the search ended: vector, log-likelihood, observed information, and which parameters stopped at a
+    bound."""
 
     theta: Tensor
     value: float
@@ -59,7 +62,8 @@ class Optimum:
 
 
 class _Objective:
-    """Minus the log-likelihood per observation with its gradient, counted; a large value where Γ is singular."""
+    """Minus the log-likelihood per observation with its gradient, counted; a large value where Γ is
+    singular."""
 
     def __init__(self, likelihood: Likelihood) -> None:
         self.likelihood = likelihood
@@ -87,11 +91,13 @@ class _Objective:
 
 
 def set_bounds(model: KernelParameters, data: Replicates) -> None:
-    """Narrow each free parameter to what a grid and its data can tell anything about (a user's bounds are kept).
+    """Narrow each free parameter to what a grid and its data can tell anything about; a user's bounds are
+    kept.
 
-    Length scales: a twentieth of the spacing to a hundred times the extent (once the shortest period where images must
-    be summed, since that takes ever longer); variances: 1e-8 to 1e6 times that of the data; other
-    positive parameters: a millionth to a million times their start.
+    - length scales: a twentieth of the spacing to a hundred times the extent, or to the shortest period where
+      images must be summed, since that takes ever longer;
+    - variances: 1e-8 to 1e6 times that of the data;
+    - other positive parameters: a millionth to a million times their start.
     """
     grid = data.grid
     variance = float(data.variance().mean())
@@ -110,10 +116,11 @@ def set_bounds(model: KernelParameters, data: Replicates) -> None:
 
 
 def starting_points(model: KernelParameters, data: Replicates, number: int) -> list[Tensor]:
-    """``number`` starts: length scales from the data's correlation length times 1, 1/4, 4, 1/16, ..., then the kernel's own values.
+    """``number`` starts: length scales from the data's correlation length times 1, 1/4, 4, 1/16, ..., then
+    the kernel's own values.
 
-    Several components get length scales a factor 4 apart. Variances are shared out equally, a tenth to nuggets, and scaled so that
-    ``k(0)`` is the variance of the data.
+    Several components get length scales a factor 4 apart. Variances are shared out equally, a tenth to
+    nuggets, and scaled so that ``k(0)`` is the variance of the data.
     """
     grid = data.grid
     ranges = correlation_lengths(data)
@@ -140,7 +147,8 @@ def starting_points(model: KernelParameters, data: Replicates, number: int) -> l
 
 
 def correlation_lengths(data: Replicates) -> list[float]:
-    """Distance along each axis at which the data's correlation falls to 1/e, at least half a spacing, at most the extent."""
+    """Distance along each axis at which the data's correlation falls to 1/e, at least half a spacing, at most
+    the extent."""
     grid = data.grid
     lengths = []
     for axis, (n, h) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
@@ -185,8 +193,10 @@ def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: i
             best = run
     if best is None:
         raise RuntimeError(
-            "the covariance is numerically singular at every starting point, or too wide for the periods of the grid: add a "
-            "Nugget to a very smooth kernel, bound the length scale (bounds={'lengthscale': (low, high)}), or give start values"
+            "the covariance is numerically singular at every starting point, or too wide for the periods of "
+            "the grid: add a "
+            "Nugget to a very smooth kernel, bound the length scale (bounds={'lengthscale': (low, high)}), "
+            "or give start values"
         )
     theta = torch.from_numpy(np.asarray(best.x, dtype=np.float64))
     evaluated = _polish(objective, theta, bounds)
@@ -239,7 +249,8 @@ def _polish(
 
 
 def observed_information(objective: _Objective, theta: Tensor, slope: Tensor) -> Tensor:
-    """Minus the Hessian of the log-likelihood, by central (at a singular edge: one-sided) differences of the gradient."""
+    """Minus the Hessian of the log-likelihood, by central (at a singular edge: one-sided) differences of the
+    gradient."""
     rows = []
     for j in range(len(theta)):
         step = torch.zeros_like(theta)
@@ -272,7 +283,8 @@ def _clip(model: KernelParameters, theta: Tensor) -> Tensor:
 
 
 def _match_variance(model: KernelParameters, theta: Tensor, variance: float, grid: Grid) -> Tensor:
-    """Scale all free variances by one factor so that ``k(0)`` is ``variance`` (a product of m variances takes the m-th root)."""
+    """Scale all free variances by one factor so that ``k(0)`` is ``variance`` (a product of m variances takes
+    the m-th root)."""
     mask = torch.tensor([p.is_variance and p.log for p in model.free])
     if not bool(mask.any()):
         return theta

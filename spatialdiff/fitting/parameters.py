@@ -1,9 +1,9 @@
 r"""A kernel's parameters as one unconstrained-looking vector with readable names.
 
-Any gpytorch kernel stores raw parameters and maps them by constraints to natural ones. Likelihoods are maximised in
-:math:`\theta = \log(\text{natural})` where the constraint keeps the parameter positive, and in the natural value otherwise, so that the
-scale of the units drops out and standard errors of positive parameters are relative ones (delta method:
-:math:`\mathrm{se}(e^\theta) = e^\theta\,\mathrm{se}(\theta)`).
+Any gpytorch kernel stores raw parameters and maps them by constraints to natural ones. Likelihoods are
+maximised in :math:`\theta = \log(\text{natural})` where the constraint keeps the parameter positive, and in
+the natural value otherwise, so that the scale of the units drops out and standard errors of positive
+parameters are relative ones (delta method: :math:`\mathrm{se}(e^\theta) = e^\theta\,\mathrm{se}(\theta)`).
 
 The kernel is evaluated functionally (``torch.func.functional_call``): the caller's kernel is never modified.
 """
@@ -31,7 +31,8 @@ VARIANCES = ("variance", "outputscale")
 
 @dataclass
 class Parameter:
-    """One scalar of a kernel: where it is stored, what it is called, how it is transformed, and its bounds."""
+    """One scalar of a kernel: where it is stored, what it is called, how it is transformed, and its
+    bounds."""
 
     name: str
     path: str
@@ -75,14 +76,16 @@ class _Evaluator(nn.Module):
         self.kernel = kernel
 
     def forward(self, where: Tensor | Sequence[Tensor] | None, grid: Grid | None) -> Tensor | None:
-        # Lazy evaluation would outlive the functional call and see the stored parameters. In trace mode gpytorch's kernels use plain
-        # operations in place of hand-written backward passes, whose own derivatives are wrong.
+        # Lazy evaluation would outlive the functional call and see the stored parameters. In trace mode
+        # gpytorch's kernels use plain operations in place of hand-written backward passes, whose own
+        # derivatives are wrong.
         with gpytorch.settings.lazily_evaluate_kernels(False), gpytorch.settings.trace_mode(True):
             if grid is not None and where is None:
                 closed = torus_eigenvalues(self.kernel, grid)
                 return None if closed is None else closed[0]
             if grid is not None:
-                return stationary_at(self.kernel, grid, where)[0]
+                assert where is not None
+                return stationary_at(self.kernel, grid, list(where))[0]
             value: Tensor = self.kernel(where, where).to_dense()
         return value
 
@@ -92,13 +95,15 @@ class KernelParameters:
 
     Args:
         kernel: any gpytorch kernel without batch shape.
-        fixed: names to hold at their present value, or a mapping of names to values to hold them at. ``"lengthscale"`` stands for
-            every ``"lengthscale[i]"``. Parameters that do not require a gradient are held as well.
+        fixed: names to hold at their present value, or a mapping of names to values to hold them at.
+            ``"lengthscale"`` stands for every ``"lengthscale[i]"``. Parameters that do not require a gradient
+            are held as well.
         bounds: natural-scale ``(lower, upper)`` by name; they narrow the kernel's own constraints.
 
     Raises:
         TypeError: for something that is not a gpytorch kernel.
-        ValueError: for a name that the kernel does not have, a value outside its bounds, or a kernel with nothing left to fit.
+        ValueError: for a name that the kernel does not have, a value outside its bounds, or a kernel with
+            nothing left to fit.
     """
 
     def __init__(
@@ -125,7 +130,8 @@ class KernelParameters:
         self._narrow(bounds or {})
         if not self.free:
             raise ValueError(
-                "no parameter of the kernel is left to fit: all are named in fixed= or have requires_grad=False "
+                "no parameter of the kernel is left to fit: all are named in fixed= or have "
+                "requires_grad=False "
                 "(kernel.requires_grad_() frees the parameters of an already fitted kernel)"
             )
 
@@ -149,7 +155,8 @@ class KernelParameters:
         return {p.name: p.to_natural(next(values)) if p.free else p.start for p in self.all}
 
     def covariance(self, theta: Tensor, grid: Grid, lags: Sequence[Tensor]) -> Tensor:
-        """``k(h)`` at whole-number lags, one vector per axis, on their outer grid; differentiable in ``theta``.
+        """``k(h)`` at whole-number lags, one vector per axis, on their outer grid; differentiable in
+        ``theta``.
 
         On periodic axes ``k`` is periodised as in :class:`~spatialdiff.covariance.TorusCovariance`.
         """
@@ -167,16 +174,19 @@ class KernelParameters:
         return values
 
     def matrix(self, theta: Tensor, points: Tensor) -> Tensor:
-        """``k(x, x')`` for all pairs of ``points`` ``(n, d)``, differentiable in ``theta``; shape ``(n, n)``."""
+        """``k(x, x')`` for all pairs of ``points`` ``(n, d)``, differentiable in ``theta``; shape ``(n,
+        n)``."""
         return self._values(theta, points, None)
 
     def torus_density(self, theta: Tensor, grid: Grid) -> Tensor | None:
-        """Eigenvalues on a periodic grid, ``(*grid)``, of full relative accuracy; ``None`` where the kernel has no closed form."""
+        """Eigenvalues on a periodic grid, ``(*grid)``, of full relative accuracy; ``None`` where the kernel
+        has no closed form."""
         half = self._call(theta, None, grid)
         return None if half is None else full_spectrum(half, grid.shape)
 
     def is_stationary(self, theta: Tensor, points: Tensor) -> bool:
-        """Whether ``k(x, x + h)`` is the same at several places ``x`` (also checked numerically, on ``points`` ``(n, d)``)."""
+        """Whether ``k(x, x + h)`` is the same at several places ``x`` (also checked numerically, on
+        ``points`` ``(n, d)``)."""
         if not self.kernel.is_stationary:
             return False
         with torch.no_grad():
@@ -186,7 +196,8 @@ class KernelParameters:
         return bool(torch.allclose(original, moved, rtol=1e-8, atol=1e-10 * float(original.abs().amax())))
 
     def fitted(self, theta: Tensor, dtype: torch.dtype) -> Kernel:
-        """A copy of the kernel with the values of ``theta``, of ``dtype``, that no longer requires gradients."""
+        """A copy of the kernel with the values of ``theta``, of ``dtype``, that no longer requires
+        gradients."""
         kernel = copy.deepcopy(self.kernel)
         with torch.no_grad():
             for path, raw in self._raw_values(theta).items():
@@ -239,7 +250,8 @@ class KernelParameters:
                     value = float(fixed[name])
                     if not p.lower <= value <= p.upper or (p.log and value <= 0.0):
                         raise ValueError(
-                            f"fixed value {value} of {p.name} is outside its bounds ({p.lower:g}, {p.upper:g})"
+                            f"fixed value {value} of {p.name} is outside its bounds ({p.lower:g}, "
+                            f"{p.upper:g})"
                         )
                     p.start = value
                 p.free = False
@@ -250,7 +262,8 @@ class KernelParameters:
                 low, high = max(p.lower, float(lower)), min(p.upper, float(upper))
                 if not low < high or (p.log and high <= 0.0):
                     raise ValueError(
-                        f"bounds ({lower:g}, {upper:g}) for {p.name} leave nothing of its range ({p.lower:g}, {p.upper:g})"
+                        f"bounds ({lower:g}, {upper:g}) for {p.name} leave nothing of its range "
+                        f"({p.lower:g}, {p.upper:g})"
                     )
                 p.lower, p.upper, p.bounded_by_user = low, high, True
 
@@ -287,7 +300,8 @@ def _describe(kernel: Kernel, constraints: Mapping[str, object]) -> list[Paramet
 
 
 def _readable(parameters: list[Parameter]) -> list[Parameter]:
-    """Unique names: ``variance``; qualified by the kernel (``matern.variance``), numbered (``matern2.variance``) where needed."""
+    """Unique names: ``variance``; qualified by the kernel (``matern.variance``), numbered
+    (``matern2.variance``) where needed."""
 
     def short(p: Parameter) -> str:
         if p.is_nugget:

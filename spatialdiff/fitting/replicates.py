@@ -1,9 +1,9 @@
 r"""Replicated fields and their mean: what every likelihood starts from.
 
 Fields :math:`x^{(1)}, \dots, x^{(N)}`, each with ``C`` channels on a grid of ``n`` sites, are written
-:math:`x^{(i)} = \mu + e^{(i)}`, :math:`e^{(i)} \sim N(0, \Gamma)` independent. The mean :math:`\mu` is zero, known, one number per
-channel, or one number per channel and site; the last two are removed here by their averages, and the number of replicates that are
-left for the covariance is
+:math:`x^{(i)} = \mu + e^{(i)}`, :math:`e^{(i)} \sim N(0, \Gamma)` independent. The mean :math:`\mu` is zero,
+known, one number per channel, or one number per channel and site; the last two are removed here by their
+averages, and the number of replicates that are left for the covariance is
 
 =============  ===========================  ===========================
 mean           at the domain mean (k = 0)   everywhere else
@@ -26,10 +26,12 @@ from spatialdiff.domains import Grid
 
 @dataclass(frozen=True)
 class Replicates:
-    """Centred replicates: ``values`` of shape ``(N, C, *grid)`` (float64, on the CPU) and the mean that was taken off.
+    """Centred replicates: ``values`` of shape ``(N, C, *grid)`` (float64, on the CPU) and the mean that was
+    taken off.
 
-    ``mean`` broadcasts to one field of the caller's layout, with or without its channel axis. ``count`` is the number of
-    replicates that carry information on the covariance, ``count_at_zero`` the same for the mean over the domain.
+    ``mean`` broadcasts to one field of the caller's layout, with or without its channel axis. ``count`` is
+    the number of replicates that carry information on the covariance, ``count_at_zero`` the same for the mean
+    over the domain.
     """
 
     grid: Grid
@@ -52,7 +54,8 @@ class Replicates:
 
     @property
     def covariance_channels(self) -> int | None:
-        """The ``channels`` argument of a covariance for these fields: none for a single channel, so that it broadcasts."""
+        """The ``channels`` argument of a covariance for these fields: none for a single channel, so that it
+        broadcasts."""
         return self.channels if self.channels > 1 else None
 
     @property
@@ -81,12 +84,13 @@ def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replica
     Args:
         fields: ``(N, *grid)`` or ``(N, C, *grid)``.
         grid: the domain.
-        mean: ``None`` (zero), ``"constant"`` (one number per channel), ``"field"`` (one per channel and site) or a tensor that
-            broadcasts to one field.
+        mean: ``None`` (zero), ``"constant"`` (one number per channel), ``"field"`` (one per channel and site)
+            or a tensor that broadcasts to one field.
 
     Raises:
         TypeError: for fields that are not a floating-point tensor.
-        ValueError: for a wrong shape, no data, missing values, constant fields, or too few fields for the mean.
+        ValueError: for a wrong shape, no data, missing values, constant fields, or too few fields for the
+            mean.
     """
     _check_fields(fields, grid)
     has_channels = fields.ndim == grid.ndim + 2
@@ -101,7 +105,8 @@ def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replica
             torch.broadcast_to(known, event)
         except RuntimeError:
             raise ValueError(
-                f"mean has shape {tuple(mean.shape)}, which does not broadcast to one field of shape {tuple(event)}"
+                f"mean has shape {tuple(mean.shape)}, which does not broadcast to one field of shape "
+                f"{tuple(event)}"
             ) from None
         offset, model = known, "known"
         centred = values - (known if has_channels else torch.broadcast_to(known, event))
@@ -115,7 +120,8 @@ def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replica
     elif mean == "field":
         if total < 2:
             raise ValueError(
-                "mean='field' estimates one mean per site and leaves nothing of a single field: give at least two fields, "
+                "mean='field' estimates one mean per site and leaves nothing of a single field: give at "
+                "least two fields, "
                 "or use mean='constant'"
             )
         estimate = values.mean(dim=0)
@@ -143,7 +149,8 @@ def _check_fields(fields: Tensor, grid: Grid) -> None:
         grid.shape
     ):
         raise ValueError(
-            f"fields have shape {tuple(fields.shape)}; a grid of shape {tuple(grid.shape)} needs (N, *grid) or (N, C, *grid)"
+            f"fields have shape {tuple(fields.shape)}; a grid of shape {tuple(grid.shape)} needs (N, *grid) "
+            "or (N, C, *grid)"
             + (
                 " (a single field needs a leading axis: fields[None])"
                 if tuple(fields.shape) == tuple(grid.shape)
@@ -160,6 +167,7 @@ def _check_fields(fields: Tensor, grid: Grid) -> None:
         places = [tuple(int(i) for i in place) for place in missing.nonzero()[:3]]
         affected = int(missing.flatten(1).any(1).sum())
         raise ValueError(
-            f"fields hold {number} missing or infinite values of {fields.numel()}, in {affected} of {fields.shape[0]} fields, "
+            f"fields hold {number} missing or infinite values of {fields.numel()}, in {affected} of "
+            f"{fields.shape[0]} fields, "
             f"the first at {', '.join(map(str, places))}: drop these fields or fill the values before fitting"
         )

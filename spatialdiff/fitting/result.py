@@ -1,7 +1,8 @@
 r"""What a fit found, readable, and savable as plain data.
 
-A :class:`FitResult` holds the law :math:`N(\mu, \Gamma)` that was fitted (``mean``, ``kernel`` or ``spectrum``, ``covariance``), how sure it
-is of its parameters, and what looks wrong. ``print(result)`` is a table; ``state_dict()`` gives tensors, numbers and strings only.
+A :class:`FitResult` holds the law :math:`N(\mu, \Gamma)` that was fitted (``mean``, ``kernel`` or
+``spectrum``, ``covariance``), how sure it is of its parameters, and what looks wrong. ``print(result)`` is a
+table; ``state_dict()`` gives tensors, numbers and strings only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
@@ -27,14 +27,17 @@ STATE_VERSION = 1
 
 
 class FitWarning(UserWarning):
-    """A fit that should not be trusted as it is: a bound reached, a parameter not identified, a variance in the wrong place."""
+    """A fit that should not be trusted as it is: a bound reached, a parameter not identified, a variance in
+    the wrong place."""
 
 
 @dataclass(frozen=True)
 class MeanShare:
-    """Share of the variance that sits in the mean over the domain: of the data, of the model, and where the model expects the data's.
+    """Share of the variance that sits in the mean over the domain: of the data, of the model, and where the
+    model expects the data's.
 
-    ``low`` and ``high`` bound 99.9 % of the values that the model gives for as many fields. NaN where it cannot be estimated.
+    ``low`` and ``high`` bound 99.9 % of the values that the model gives for as many fields. NaN where it
+    cannot be estimated.
     """
 
     data: float
@@ -44,7 +47,8 @@ class MeanShare:
 
     @property
     def suspicious(self) -> bool:
-        """Outside the sampling interval, and off by more than a factor 1.5 (dependent replicates widen the interval)."""
+        """Outside the sampling interval, and off by more than a factor 1.5 (dependent replicates widen the
+        interval)."""
         if not all(map(math.isfinite, (self.data, self.model, self.low, self.high))):
             return False
         return (
@@ -68,8 +72,10 @@ class FitResult:
         mean: broadcasts to one field.
         parameters: natural values by name, held ones included.
         standard_errors: by name, natural scale; 0 for held parameters, NaN where none can be given.
-        derived: derived quantities with standard errors: effective range, micro-ergodic parameter, mean share, ...
-        log_likelihood, aic, bic: in nats; Whittle's where ``method="whittle"``, restricted where ``mean="field"``.
+        derived: derived quantities with standard errors: effective range, micro-ergodic parameter, mean
+            share, ...
+        log_likelihood, aic, bic: in nats; Whittle's where ``method="whittle"``, restricted where
+            ``mean="field"``.
         converged: whether the optimum is located to a small part of a standard error.
         message, n_evaluations: from the optimiser.
         warnings: the texts of the :class:`FitWarning` s.
@@ -105,8 +111,9 @@ class FitResult:
     def covariance(self) -> Covariance:
         """The fitted covariance Γ on the fit's grid, built on first use.
 
-        A spectrum gives a cosine or torus covariance. A kernel gives ``sd.covariance(kernel, grid)`` with its default structure; for a
-        grid that is not periodic, ``sd.covariance(result.kernel, result.grid, method="cosine")`` is the one with a fast basis.
+        A spectrum gives a cosine or torus covariance. A kernel gives ``sd.covariance(kernel, grid)`` with its
+        default structure; for a grid that is not periodic, ``sd.covariance(result.kernel, result.grid,
+        method="cosine")`` is the one with a fast basis.
         """
         if self.spectrum is not None:
             family = CosineCovariance if self.basis == "cosine" else TorusCovariance
@@ -140,7 +147,8 @@ class FitResult:
         lines += [
             "",
             f"  log-likelihood {self.log_likelihood:.6g}   AIC {self.aic:.6g}   BIC {self.bic:.6g}",
-            f"  {'converged' if self.converged else 'NOT converged'} after {self.n_evaluations} evaluations: {self.message}",
+            f"  {'converged' if self.converged else 'NOT converged'} after {self.n_evaluations} "
+            f"evaluations: {self.message}",
             "  share of variance in the domain mean: " + _share_text(self.mean_share),
         ]
         lines += [f"  warning: {text}" for text in self.warnings]
@@ -153,7 +161,8 @@ class FitResult:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The result as nested dictionaries and lists of tensors, numbers, booleans and strings (``torch.load(weights_only=True)``)."""
+        """The result as nested dictionaries and lists of tensors, numbers, booleans and strings
+        (``torch.load(weights_only=True)``)."""
         state: dict[str, Any] = {"state_version": STATE_VERSION}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
@@ -180,15 +189,16 @@ class FitResult:
 
         Args:
             state: what ``state_dict`` gave.
-            kernel: a kernel of the same structure, needed where the fit's kernel is not made of ``spatialdiff.kernels``; its values are
-                replaced by the fitted ones.
+            kernel: a kernel of the same structure, needed where the fit's kernel is not made of
+                ``spatialdiff.kernels``; its values are replaced by the fitted ones.
 
         Raises:
             ValueError: for a state of another version or with missing entries, or where ``kernel`` is needed.
         """
         if state.get("state_version") != STATE_VERSION:
             raise ValueError(
-                f"this is not a fit saved by version {STATE_VERSION}: state_version is {state.get('state_version')!r}"
+                f"this is not a fit saved by version {STATE_VERSION}: state_version is "
+                f"{state.get('state_version')!r}"
             )
         missing = [f.name for f in dataclasses.fields(cls) if f.name not in state]
         if missing:

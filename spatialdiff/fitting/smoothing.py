@@ -1,19 +1,22 @@
 r"""A smooth spectrum from the power in each mode.
 
-The power of mode :math:`k`, averaged over :math:`\nu` independent replicates, is :math:`\gamma_k \chi^2_\nu/\nu`. Modes are
-gathered into narrow bins of wavenumber :math:`|k|` (:math:`\nu_b` replicated modes, mean power :math:`P_b` at
-:math:`x_b = \log_2 |k|`), and :math:`\log\gamma` at :math:`x` is the :math:`a` of the line that maximises the local Whittle likelihood
+The power of mode :math:`k`, averaged over :math:`\nu` independent replicates, is
+:math:`\gamma_k \chi^2_\nu/\nu`. Modes are gathered into narrow bins of wavenumber :math:`|k|` (:math:`\nu_b`
+replicated modes, mean power :math:`P_b` at :math:`x_b = \log_2 |k|`), and :math:`\log\gamma` at :math:`x` is
+the :math:`a` of the line that maximises the local Whittle likelihood
 
-.. math:: -\sum_b K\!\left(\frac{x_b - x}{h}\right) \nu_b \left[\eta_b + P_b e^{-\eta_b}\right], \qquad \eta_b = a + b\,(x_b - x),
+.. math:: -\sum_b K\!\left(\frac{x_b - x}{h}\right) \nu_b \left[\eta_b + P_b e^{-\eta_b}\right],
+          \qquad \eta_b = a + b\,(x_b - x),
 
-with a Gaussian :math:`K` of standard deviation :math:`h` = ``smoothing`` octaves, widened where needed to hold at least 50
-replicated modes (a 20 % error): a spectrum from few fields is smooth, and one from many keeps what the data show. It is positive
-everywhere, and scaled so that the total power is that of the data.
+with a Gaussian :math:`K` of standard deviation :math:`h` = ``smoothing`` octaves, widened where needed to
+hold at least 50 replicated modes (a 20 % error): a spectrum from few fields is smooth, and one from many
+keeps what the data show. It is positive everywhere, and scaled so that the total power is that of the data.
 
-Without isotropy, the ratio of the power to the isotropic spectrum is averaged over neighbouring modes (Gaussian weights in mode number) and
-multiplied back: smoothing after prewhitening, so that steep spectra do not leak.
+Without isotropy, the ratio of the power to the isotropic spectrum is averaged over neighbouring modes
+(Gaussian weights in mode number) and multiplied back: smoothing after prewhitening, so that steep spectra do
+not leak.
 
-Sources: Fan & Kreutzberger 1998 (local likelihood of the spectrum); Percival & Walden 1993, section 6.5 (prewhitening).
+Sources: Fan & Kreutzberger 1998 (local likelihood of the spectrum); Percival & Walden 1993 (prewhitening).
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ _SCORING = 100
 class SpectrumBins:
     """The data's radial spectrum and the smooth one through it, one row per bin of wavenumber.
 
-    ``wavenumber`` in cycles per unit length, ``power`` the mean power of the bin's modes, ``standard_error`` of ``power`` from
-    ``dof`` (replicates times modes, chi-square), ``smooth`` the fitted spectrum averaged over the same modes, and
-    ``smooth_standard_error``. The first row is the domain mean (wavenumber 0). Shape of each: ``(C, bins)``, ``wavenumber`` ``(bins,)``.
+    ``wavenumber`` in cycles per unit length, ``power`` the mean power of the bin's modes, ``standard_error``
+    of ``power`` from ``dof`` (replicates times modes, chi-square), ``smooth`` the fitted spectrum averaged
+    over the same modes, and ``smooth_standard_error``. The first row is the domain mean (wavenumber 0). Shape
+    of each: ``(C, bins)``, ``wavenumber`` ``(bins,)``.
     """
 
     wavenumber: Tensor
@@ -48,7 +52,8 @@ class SpectrumBins:
 
 @dataclass(frozen=True)
 class RadialSmooth:
-    """Result of :func:`smooth_radial`: the spectrum at each mode, its relative error, and the effective number of parameters."""
+    """Result of :func:`smooth_radial`: the spectrum at each mode, its relative error, and the effective
+    number of parameters."""
 
     spectrum: Tensor
     relative_error: Tensor
@@ -56,7 +61,8 @@ class RadialSmooth:
 
 
 def bin_index(wavenumbers: Tensor, width: float) -> tuple[Tensor, int]:
-    """Bins of ``width`` octaves of positive ``wavenumbers`` (1-d), numbered from 0 without gaps; a single |k| is never split."""
+    """Bins of ``width`` octaves of positive ``wavenumbers`` (1-d), numbered from 0 without gaps; a single |k|
+    is never split."""
     octave = torch.log2(wavenumbers / wavenumbers.min())
     raw = torch.floor(octave / width + 1e-6).long()
     used, index = torch.unique(raw, return_inverse=True)
@@ -121,13 +127,15 @@ def _local_width(distance: Tensor, weight: Tensor, smoothing: float, enough: flo
 
 
 def smooth_ratio(ratio: Tensor, weight: Tensor, modes: float, circular: Sequence[bool]) -> Tensor:
-    """Weighted Gaussian average of ``ratio`` over neighbouring modes, axis by axis (``modes``: standard deviation in mode number).
+    """Weighted Gaussian average of ``ratio`` over neighbouring modes, axis by axis (``modes``: standard
+    deviation in mode number).
 
     Args:
         ratio: power over reference spectrum on the full set of modes, ``(*modes)``.
         weight: 0 where a mode is left out (the domain mean), 1 elsewhere.
         modes: standard deviation.
-        circular: per axis, whether mode numbers wrap around (Fourier); otherwise they reflect at both ends (cosine).
+        circular: per axis, whether mode numbers wrap around (Fourier); otherwise they reflect at both ends
+            (cosine).
     """
     top, bottom = ratio * weight, weight.clone()
     for axis, wraps in enumerate(circular):

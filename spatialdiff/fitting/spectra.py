@@ -4,16 +4,18 @@ On a grid of shape :math:`(n_1, \dots, n_d)`, at the Fourier frequencies :math:`
 
 .. math:: f_w(\omega_k) = \sum_{h \in \mathbb{Z}^d} w(h)\, c(h)\, e^{-i \omega_k \cdot h}
 
-- :math:`w = 1` gives the *aliased* spectral density of the infinite lattice, which is the set of eigenvalues of the periodised
-  covariance: exact on a torus;
-- :math:`w(h) = \sum_s g_s g_{s+h} / \sum_s g_s^2`, the autocorrelation of the taper :math:`g`, gives the *expectation of the
-  periodogram* :math:`|\sum_s g_s x_s e^{-i\omega_k s}|^2 / \sum_s g_s^2` with no approximation at all; without a taper it is the
-  triangle :math:`\prod_i (1 - |h_i|/n_i)`.
+- :math:`w = 1` gives the *aliased* spectral density of the infinite lattice, which is the set of eigenvalues
+  of the
+  periodised covariance: exact on a torus;
+- :math:`w(h) = \sum_s g_s g_{s+h} / \sum_s g_s^2`, the autocorrelation of the taper :math:`g`, gives the
+  *expectation of the periodogram* :math:`|\sum_s g_s x_s e^{-i\omega_k s}|^2 / \sum_s g_s^2` with no
+  approximation at all; without a taper it is the triangle :math:`\prod_i (1 - |h_i|/n_i)`.
 
-All weights here are products over the axes, so lags are held per axis as ``(m_i, n_i)``: residue modulo ``n_i`` in the columns, and
-the lags that alias onto it in the rows.
+All weights here are products over the axes, so lags are held per axis as ``(m_i, n_i)``: residue modulo
+``n_i`` in the columns, and the lags that alias onto it in the rows.
 
-Sources: Whittle 1954; Guinness & Fuentes 2017, section 2; Sykulski, Olhede, Guillaumin, Lilly & Early 2019 (debiased Whittle), eq. 7.
+Sources: Whittle 1954; Guinness & Fuentes 2017; Sykulski, Olhede, Guillaumin, Lilly & Early 2019 (debiased
+Whittle).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class LagWeights:
 
 
 def cosine_taper(size: int, share: float) -> Tensor:
-    """Split cosine bell of ``size`` points with a ``share`` in [0, 1] of them tapered, half at either end (0: all ones)."""
+    """Split cosine bell of ``size`` points with a ``share`` in [0, 1] of them tapered, half at either end (0:
+    all ones)."""
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"taper must be the share of tapered sites, between 0 and 1, got {share}")
     position = torch.arange(size, dtype=torch.float64) + 0.5
@@ -73,7 +76,8 @@ def outer(factors: tuple[Tensor, ...]) -> Tensor:
 
 
 def expected_weights(grid: Grid, taper: float = 0.0) -> LagWeights:
-    """Weights of the expected periodogram; on a periodic axis, whose covariance is periodised already, every lag counts fully."""
+    """Weights of the expected periodogram; on a periodic axis, whose covariance is periodised already, every
+    lag counts fully."""
     lags, weights = [], []
     for n, periodic, g in zip(grid.shape, grid.periodic, axis_tapers(grid, taper), strict=True):
         if periodic:
@@ -90,7 +94,8 @@ def expected_weights(grid: Grid, taper: float = 0.0) -> LagWeights:
 
 
 def lattice_weights(grid: Grid, images: int) -> LagWeights:
-    """Weights one at every lag, cut after ``images`` periods on either side: the aliased density of the infinite lattice."""
+    """Weights one at every lag, cut after ``images`` periods on either side: the aliased density of the
+    infinite lattice."""
     lags = tuple(
         torch.stack([torch.arange(n) + j * n for j in range(-images - 1, images + 1)])
         if not periodic
@@ -101,7 +106,8 @@ def lattice_weights(grid: Grid, images: int) -> LagWeights:
 
 
 def embedding_weights(grid: Grid) -> LagWeights:
-    """The circulant of twice the size on every axis that is not periodic: its product with a padded field is Γ's, exactly."""
+    """The circulant of twice the size on every axis that is not periodic: its product with a padded field is
+    Γ's, exactly."""
     lags = tuple(
         torch.arange(n).unsqueeze(0)
         if periodic
@@ -112,7 +118,8 @@ def embedding_weights(grid: Grid) -> LagWeights:
 
 
 def folded_covariance(covariance: CovarianceTable, weights: LagWeights) -> Tensor:
-    """Sum of ``w(h) c(h)`` over the lags that alias onto each residue; its shape is the number of columns of each axis.
+    """Sum of ``w(h) c(h)`` over the lags that alias onto each residue; its shape is the number of columns of
+    each axis.
 
     Args:
         covariance: maps whole-number lags, one vector per axis, to the covariance on their outer grid.
@@ -127,7 +134,8 @@ def folded_covariance(covariance: CovarianceTable, weights: LagWeights) -> Tenso
 
 
 def spectral_density(covariance: CovarianceTable, weights: LagWeights) -> Tensor:
-    r"""The density :math:`f_w` at the grid's Fourier frequencies (order of ``torch.fft.fftn``), shape ``(n_1, ..., n_d)``.
+    r"""The density :math:`f_w` at the grid's Fourier frequencies (order of ``torch.fft.fftn``), shape ``(n_1,
+    ..., n_d)``.
 
     It is on the scale of the periodogram ``|fftn(x)|² / n``, so it averages to the process variance.
     """
@@ -151,7 +159,8 @@ def full_spectrum(half: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def images_needed(covariance: CovarianceTable, grid: Grid, tolerance: float = 1e-10) -> int | None:
-    """Periods along the axes that do not wrap after which the covariance is below ``tolerance`` of that at 0; ``None`` over 256."""
+    """Periods along the axes that do not wrap after which the covariance is below ``tolerance`` of that at 0;
+    ``None`` over 256."""
     needed = 0
     for axis in (i for i in range(grid.ndim) if not grid.periodic[i]):
         lags = [torch.zeros(1, dtype=torch.long)] * grid.ndim
