@@ -18,28 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from spatialdiff.training.averaging import moving_average
-from spatialdiff.training.checkpoint import CheckpointDirectory, CheckpointError, read
+from spatialdiff.training.checkpoint import CheckpointDirectory
 from spatialdiff.training.fabric import make_fabric
-from spatialdiff.training.fingerprint import describe, differences
+from spatialdiff.training.fingerprint import describe
 from spatialdiff.training.metrics import Metrics
 from spatialdiff.training.modes import training
 from spatialdiff.training.optimizers import describe_optimizer, make_optimizer
-from spatialdiff.training.randomness import capture, isolated, seeded
-from spatialdiff.training.schedule import SCHEDULES, learning_rate
-from spatialdiff.training.stream import Stream, stream
-from spatialdiff.version import __version__
-
-FORMAT = 1
+from spatialdiff.training.randomness import isolated, seeded
+from spatialdiff.training.run import Run, TrainingError
+from spatialdiff.training.schedule import SCHEDULES
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss or its gradient is not finite."""
-
-
-class Trainer:
+class Trainer(Run):
     """Train `objective.denoiser.network` by minimising `objective(batch, generator=...)`.
 
     Args:
@@ -120,7 +112,7 @@ class Trainer:
         self.resume, self.tensorboard, self.progress = resume, tensorboard, progress
 
         self.fabric = make_fabric(network, accelerator, precision)
-        self.device: torch.device = self.fabric.device
+        self.device = self.fabric.device
         objective.to(self.device)
         self._wrapped = self.fabric.setup_module(network)
         self.ema = moving_average(network, ema_decay)
@@ -132,16 +124,16 @@ class Trainer:
         self._base_lr = [group["lr"] for group in made.param_groups]
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.step = 0
-        self._within = False  # a step has begun and not ended
+        self._within = False
         self.seconds = 0.0
         self._rate = 0.0  # of the last step
-        self.losses: list[float] = []  # since the last row of metrics
+        self.losses = []
         self._random = seeded(seed, self.device)
-        self._loaded: dict[str, Any] | None = None
-        self._stream: Stream | None = None
-        self._fit: dict[str, Any] | None = None
-        self._scheduler: LambdaLR | None = None
-        self._setup: dict[str, Any] = {
+        self._loaded = None
+        self._stream = None
+        self._fit = None
+        self._scheduler = None
+        self._setup = {
             **describe(objective, network),
             **describe_optimizer(made),
             "ema_decay": ema_decay,
@@ -278,137 +270,9 @@ class Trainer:
             dynamic_ncols=True,
         )
 
-    def _prepare(self, data: Any, steps: int) -> None:
-        """Lay out the data and the schedule, and go to where the run stands."""
-        resumable = self.checkpoints is not None
-        brief = steps // 10 if self.schedule == "cosine" else 100
-        warmup = self.warmup if self.warmup is not None else min(100, brief)
-        fresh = stream(
-            data, batch_size=self.batch_size, seed=self.seed, device=self.device, resumable=resumable
-        )
-        setup: dict[str, Any] = {"warmup": warmup, **{f"data.{k}": v for k, v in fresh.describe().items()}}
-        if self.schedule == "cosine":
-            setup["steps"] = steps
-        newest = None
-        if self.run_dir is not None and self.checkpoints is not None:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.clean()
-            newest = self.checkpoints.latest()
-        if self._within and newest is None:
-            raise TrainingError(
-                f"step {self.step + 1} was interrupted and there is no checkpoint to go back to: make a new "
-                f"Trainer"
-            )
-        if newest is not None and (self._within or (self.step == 0 and self._loaded is None)):
-            if not self.resume and self.step == 0:
-                raise CheckpointError(
-                    f"{self.run_dir} already holds a run (its last checkpoint is {newest.name}) and "
-                    f"resume=False. "
-                    "Choose another run_dir, or remove the folder to start over"
-                )
-            state = self._read(newest)
-            self._compare(state["fit"], setup, str(newest))
-            self._apply(state)
-        elif newest is not None and self._loaded is not None and newest.stem > f"step-{self.step:08d}":
-            raise CheckpointError(
-                f"{self.run_dir} holds a later checkpoint, {newest.name}, than the one loaded, of step "
-                f"{self.step}. "
-                "Remove the later ones to go on from there, or choose another run_dir"
-            )
-        if self._fit is not None:
-            self._compare(self._fit, setup, "this run")
-        if self._stream is None:
-            self._stream = fresh
-        if self._loaded is not None:
-            self._stream = fresh
-            with isolated(capture(self.device), self.device):
-                fresh.resume(self._loaded["data"])
-        if self._scheduler is None or self.schedule == "constant" or self._loaded is not None:
-            inner = self.optimizer.optimizer
-            for group, base in zip(inner.param_groups, self._base_lr, strict=True):
-                group["initial_lr"] = base
-            self._scheduler = LambdaLR(
-                inner, learning_rate(self.schedule, warmup, steps), last_epoch=self.step - 1
-            )
-            if self._loaded is not None:
-                self._scheduler.load_state_dict(self._loaded["scheduler"])
-        self._fit, self._loaded = setup, None
-
-    def _compare(self, saved: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
-        lines = differences(saved, now)
-        if lines:
-            raise CheckpointError(
-                f"{what} was made with another configuration:\n  "
-                + "\n  ".join(lines)
-                + "\nGive the same configuration to go on "
-                "with it, or another run_dir to start a new run"
-            )
-
-    def state(self) -> dict[str, Any]:
-        """Everything the next step depends on, as plain data."""
-        assert self._stream is not None, "a run that has not begun has no state"
-        assert self._scheduler is not None
-        network = {id(p) for p in (*self.network.parameters(), *self.network.buffers())}
-        rest = {
-            k: v.detach()
-            for k, v in self.objective.state_dict(keep_vars=True).items()
-            if id(v) not in network
-        }
-        return {
-            "format": FORMAT,
-            "step": self.step,
-            "seconds": self.seconds,
-            "losses": list(self.losses),
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "objective": rest,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),
-            "generator": self.generator.get_state(),
-            "random": capture(self.device),
-            "data": self._stream.state(),
-            "setup": self._setup,
-            "fit": self._fit,
-            "versions": {"spatialdiff": __version__, "torch": str(torch.__version__)},
-        }
-
-    def _save(self) -> int:
-        if self.checkpoints is not None:
-            self.checkpoints.write(self.step, self.state())
-        return self.step
-
-    def load(self, path: str | Path) -> Trainer:
-        """Go to a checkpoint: weights, moving average and optimiser now, position in the data at the next
-        `fit`.
-
-        Raises:
-            CheckpointError: it is unreadable, or belongs to another configuration; says what differs.
-        """
-        self._apply(self._read(path))
-        return self
-
-    def _read(self, path: str | Path) -> dict[str, Any]:
-        state = read(path, self.device)
-        if state.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads {FORMAT}")
-        self._compare(state["setup"], self._setup, str(path))
-        return state
-
-    def _apply(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.objective.load_state_dict(state["objective"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["scaler"])
-        self.generator.set_state(state["generator"].cpu())
-        self._random = state["random"]
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], list(state["losses"])
-        self._fit, self._loaded, self._within = state["fit"], state, False
-
     def ema_denoiser(self) -> Any:
-        """A copy of the denoiser with the averaged weights, in evaluation mode, without gradients: what to
-        sample with."""
+        """A copy of the denoiser with the averaged weights, for sampling: in evaluation mode, without
+        gradients."""
         denoiser: Any = copy.deepcopy(self.objective.denoiser)
         averaged: nn.Module = self.ema.module
         denoiser.network.load_state_dict(averaged.state_dict())

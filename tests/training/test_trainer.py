@@ -336,7 +336,8 @@ import spatialdiff.training
 early = [m for m in ("lightning_fabric", "tensorboard", "tqdm.auto", "matplotlib") if m in sys.modules]
 import toy
 for precision in ("auto", "bf16-mixed"):
-    options = dict(run_dir={str(tmp_path)!r} + "/" + precision, precision=precision, accelerator="cpu", progress=False)
+    run_dir = {str(tmp_path)!r} + "/" + precision
+    options = dict(run_dir=run_dir, precision=precision, accelerator="cpu", progress=False)
     spatialdiff.training.Trainer(toy.objective(), **options).fit(toy.fields(), steps=2)
 print(json.dumps(early))
 """
