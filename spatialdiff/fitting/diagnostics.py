@@ -1,8 +1,7 @@
 r"""Is the fit to be trusted? Bounds, identification, and where the variance went.
 
 The share of the variance in the mean over the domain,
-:math:`\operatorname{Var}(\bar x)/\overline{\operatorname{Var}(x)}`, is the one number that a family with too
-few
+:math:`\operatorname{Var}(\bar x)/\overline{\operatorname{Var}(x)}`, is the number that a family with too few
 parameters gets wrong first: it is set by the largest scale, while the likelihood is dominated by the many
 small ones. Under the model :math:`\nu\,\overline{x}^2/\operatorname{Var}(\bar x) \sim \chi^2_\nu`, which
 gives the interval the data's share is compared with.
@@ -11,7 +10,7 @@ gives the interval the data's share is compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import scipy.stats
 import torch
@@ -22,6 +21,7 @@ from spatialdiff.fitting.optimise import Optimum
 from spatialdiff.fitting.parameters import KernelParameters, Parameter
 from spatialdiff.fitting.replicates import Replicates
 from spatialdiff.fitting.result import MeanShare
+from spatialdiff.kernels import StationaryKernel
 
 FLAT = 1e-7
 POOR = 0.5
@@ -163,35 +163,41 @@ def _identification(
 def derived_quantities(
     model: KernelParameters, theta: Tensor, covariance: Tensor
 ) -> dict[str, tuple[float, float]]:
-    r"""Effective ranges (where the correlation along an axis is 0.05) and, for Matérn, the micro-ergodic
+    r"""Effective ranges (where the correlation is 0.05) and, for Matérn, the micro-ergodic
     :math:`\sigma^2/\ell^{2\nu}`.
 
-    The latter is what infill determines (Zhang 2004, theorem 2); its standard error follows from those of the
+    The latter is what infill determines (Zhang 2004, theorem 2). Standard errors follow from those of the
     logarithms.
     """
     found: dict[str, tuple[float, float]] = {}
     free = {p.name: i for i, p in enumerate(model.free)}
     values = model.natural(theta)
+
+    def with_error(value: float, exponents: Mapping[str, float]) -> tuple[float, float]:
+        slope = torch.zeros(len(theta), dtype=torch.float64)
+        for name, exponent in exponents.items():
+            if name in free:
+                slope[free[name]] = exponent
+        used = slope != 0
+        variance = float(slope[used] @ covariance[used][:, used] @ slope[used])
+        return value, value * math.sqrt(variance) if variance >= 0.0 else math.nan
+
     for path, kernel in model.kernel.named_modules():
-        nu = getattr(kernel, "nu", None)
-        if nu is None:
+        if not isinstance(kernel, StationaryKernel):
             continue
         own = [p for p in model.all if p.path.rpartition(".")[0] == path]
-        lengths = [p for p in own if p.is_lengthscale]
-        variances = [p for p in own if p.is_variance]
-        if len(variances) != 1 or not lengths:
-            continue
-        prefix = variances[0].name.rpartition(".")[0]
-        for p in lengths:
-            slope = torch.zeros(len(theta), dtype=torch.float64)
-            for q, weight in ((variances[0], 1.0), (p, -2.0 * float(nu))):
-                if q.name in free:
-                    slope[free[q.name]] = weight
-            used = slope != 0
-            variance = float(slope[used] @ covariance[used][:, used] @ slope[used])
-            value = values[variances[0].name] / values[p.name] ** (2.0 * float(nu))
-            error = value * math.sqrt(variance) if variance >= 0.0 else math.nan
-            suffix = p.name[p.name.index("[") :] if p.name.endswith("]") else ""
-            label = "variance/lengthscale" + suffix + ("" if nu == 0.5 else f"^{2.0 * float(nu):g}")
-            found[f"{prefix}.{label}" if prefix else label] = (value, error)
+        for p in (p for p in own if p.is_lengthscale):
+            prefix, _, name = p.name.rpartition(".")
+            prefix = f"{prefix}." if prefix else ""
+            suffix = name.removeprefix("lengthscale")
+            length = values[p.name]
+            factor = float((kernel.effective_range / kernel.lengthscale).reshape(-1)[0])
+            found[f"{prefix}effective_range{suffix}"] = with_error(factor * length, {p.name: 1.0})
+            for q in (q for q in own if q.is_variance):
+                power = 2.0 * float(getattr(kernel, "nu", math.nan))
+                if math.isnan(power):
+                    continue
+                label = f"variance/lengthscale{suffix}" + ("" if power == 1.0 else f"^{power:g}")
+                ratio = values[q.name] / length**power
+                found[f"{prefix}{label}"] = with_error(ratio, {q.name: 1.0, p.name: -power})
     return found

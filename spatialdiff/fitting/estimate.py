@@ -255,4 +255,18 @@ def _fit_spectrum(
             "longest waves; give more fields, or a known mean",
             stacklevel=3,
         )
+    elif estimate.at_floor:
+        result.warn(
+            "the fields have no variance in the mean over the domain (was it taken off every field?): it "
+            "was set to a "
+            "millionth of that of the longest waves, so that Γ can be inverted",
+            stacklevel=3,
+        )
+    elif estimate.share_error > diagnostics.POOR * estimate.share:
+        result.warn(
+            f"the share of variance in the mean over the domain, {estimate.share:.2g}, is poorly "
+            "identified: its "
+            f"standard error is {estimate.share_error / estimate.share:.0%} of it; give more fields",
+            stacklevel=3,
+        )
     return result

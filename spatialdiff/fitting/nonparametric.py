@@ -29,6 +29,7 @@ from spatialdiff.fitting.smoothing import SpectrumBins, bin_index, smooth_radial
 from spatialdiff.fitting.spectra import full_spectrum
 
 BASES = ("cosine", "torus")
+FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SpectrumEstimate:
     share: float
     share_error: float
     effective_range: float
+    at_floor: bool
 
 
 def make_basis(name: str, grid: Grid) -> Basis:
@@ -87,7 +89,7 @@ def estimate_spectrum(
     other = torch.arange(len(wavenumbers)) != zero
     if data.count_at_zero:
         power[:, zero] *= data.count / data.count_at_zero
-    spectra, relative, parameters = [], [], 0.0
+    spectra, relative, parameters, at_floor = [], [], 0.0, False
     for channel in range(data.channels):
         dof = weights[other] * data.count
         smooth = smooth_radial(power[channel, other], wavenumbers[other], dof, smoothing)
@@ -97,9 +99,12 @@ def estimate_spectrum(
         shape = shape * (weights[other] * power[channel, other]).sum() / (weights[other] * shape).sum()
         full = power[channel].clone()
         full[other] = shape
+        longest = float(shape[int(wavenumbers[other].argmin())])
         if not data.count_at_zero:
-            lowest = int(wavenumbers[other].argmin())
-            full[zero] = shape[lowest]
+            full[zero] = longest
+        # a mean that was taken off every field leaves nothing, and Γ must stay invertible
+        if float(full[zero]) < FLOOR * longest:
+            full[zero], at_floor = FLOOR * longest, True
         spectra.append(full)
         relative.append(smooth.relative_error)
         parameters += smooth.parameters + 1.0
@@ -117,6 +122,7 @@ def estimate_spectrum(
         parameters,
         *moments,
         effective_range=_effective_range(spectrum.mean(dim=0).reshape(basis.modes), basis),
+        at_floor=at_floor,
     )
 
 

@@ -91,8 +91,7 @@ class _Objective:
 
 
 def set_bounds(model: KernelParameters, data: Replicates) -> None:
-    """Narrow each free parameter to what a grid and its data can tell anything about; a user's bounds are
-    kept.
+    """Narrow each free parameter to what a grid and its data can tell anything about; bounds given are kept.
 
     - length scales: a twentieth of the spacing to a hundred times the extent, or to the shortest period where
       images must be summed, since that takes ever longer;

@@ -5,8 +5,7 @@ On a grid of shape :math:`(n_1, \dots, n_d)`, at the Fourier frequencies :math:`
 .. math:: f_w(\omega_k) = \sum_{h \in \mathbb{Z}^d} w(h)\, c(h)\, e^{-i \omega_k \cdot h}
 
 - :math:`w = 1` gives the *aliased* spectral density of the infinite lattice, which is the set of eigenvalues
-  of the
-  periodised covariance: exact on a torus;
+  of the periodised covariance: exact on a torus;
 - :math:`w(h) = \sum_s g_s g_{s+h} / \sum_s g_s^2`, the autocorrelation of the taper :math:`g`, gives the
   *expectation of the periodogram* :math:`|\sum_s g_s x_s e^{-i\omega_k s}|^2 / \sum_s g_s^2` with no
   approximation at all; without a taper it is the triangle :math:`\prod_i (1 - |h_i|/n_i)`.

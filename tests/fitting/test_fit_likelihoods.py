@@ -40,7 +40,7 @@ def kernel():
 def fields(grid, number=4, channels=None, seed=0):
     g = torch.Generator().manual_seed(seed)
     lead = (number,) if channels is None else (number, channels)
-    return DenseCovariance(kernel(), grid).double().sample(lead, generator=g) + 0.4
+    return DenseCovariance(kernel(), grid).double().sample(lead, generator=g).detach() + 0.4
 
 
 def dense(grid, k=None):

@@ -155,6 +155,22 @@ def test_single_field_takes_the_mean_from_the_longest_waves_and_says_so():
     assert math.isnan(result.standard_errors["mean_share"])
 
 
+def test_fields_without_a_domain_mean_keep_an_invertible_covariance():
+    _, x = simulate(GRID, CosineBasis, CosineCovariance, 20)
+    x = x - x.mean(dim=(1, 2), keepdim=True)
+    with pytest.warns(sd.fitting.FitWarning, match="taken off every field"):
+        result = sd.fit(None, x, GRID, method="spectrum", mean=None)
+    assert float(result.spectrum.min()) > 0.0
+    assert math.isfinite(result.log_likelihood)
+    torch.testing.assert_close(result.covariance.double().solve(result.covariance.matmul(x[0])), x[0])
+
+
+def test_a_domain_mean_from_three_fields_is_called_poorly_identified():
+    _, x = simulate(GRID, CosineBasis, CosineCovariance, 3)
+    with pytest.warns(sd.fitting.FitWarning, match="poorly identified"):
+        sd.fit(None, x, GRID, method="spectrum", mean="constant")
+
+
 def test_works_in_one_and_three_dimensions():
     for grid in (sd.Grid((200,)), sd.Grid((12, 10, 8)), sd.Grid((9, 7, 11), periodic=True)):
         x = torch.randn(30, *grid.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -167,7 +183,12 @@ def test_works_in_one_and_three_dimensions():
 @pytest.mark.parametrize("grid", [GRID, PERIODIC])
 def test_effective_range_of_an_exponential(grid):
     kernel = sd.kernels.Exponential(lengthscale=0.8)
-    x = sd.covariance(kernel, grid).double().sample((300,), generator=torch.Generator().manual_seed(1))
+    x = (
+        sd.covariance(kernel, grid)
+        .double()
+        .sample((300,), generator=torch.Generator().manual_seed(1))
+        .detach()
+    )
     result = sd.fit(None, x, grid, method="spectrum", mean=None)
     # 3 ℓ; half a grid spacing for the interpolation and the basis' boundary
     assert abs(result.derived["effective_range"][0] - 3.0 * 0.8) < 0.25 + 0.1
