@@ -191,7 +191,7 @@ def derived_quantities(
             prefix = f"{prefix}." if prefix else ""
             suffix = name.removeprefix("lengthscale")
             length = values[p.name]
-            factor = float((kernel.effective_range / kernel.lengthscale).reshape(-1)[0])
+            factor = float((kernel.effective_range / kernel.lengthscale).detach().reshape(-1)[0])
             found[f"{prefix}effective_range{suffix}"] = with_error(factor * length, {p.name: 1.0})
             for q in (q for q in own if q.is_variance):
                 power = 2.0 * float(getattr(kernel, "nu", math.nan))
