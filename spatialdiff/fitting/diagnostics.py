@@ -78,7 +78,13 @@ def complaints(
     """Everything that is wrong with the estimates, one sentence each."""
     grid = data.grid
     values = model.natural(optimum.theta)
-    if not optimum.converged:
+    if not optimum.converged and optimum.hit_singular:
+        yield (
+            "not converged: the search ran into covariances that are numerically singular, or finer than "
+            "the rounding of the "
+            "data: the kernel is too smooth on its own, add a Nugget"
+        )
+    elif not optimum.converged:
         yield (
             f"not converged: {optimum.message}; a Newton step would still move the estimate by "
             f"{math.sqrt(max(optimum.decrement, 0.0)):.2g} "

@@ -119,8 +119,10 @@ class SpectralLikelihood:
     def __call__(self, theta: Tensor) -> Tensor:
         density = self.density_at(theta)
         smallest, largest = float(density.detach().amin()), float(density.detach().amax())
-        # an FFT leaves rounding of the size of the largest value; a closed form does not
-        floor = 1e-300 if self.closed else 1e-13 * largest
+        # an FFT leaves rounding of the size of the largest value; a closed form does not, but the data are
+        # rounded too, and a density below their rounding would be fitted to it
+        rounding = 100.0 * self.data.resolution**2 * float(density.detach().mean())
+        floor = rounding if self.closed else max(rounding, 1e-13 * largest)
         if not math.isfinite(largest) or smallest <= floor:
             raise NotPositiveDefiniteError
         used = self.used

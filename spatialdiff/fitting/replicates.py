@@ -41,6 +41,7 @@ class Replicates:
     has_channels: bool
     count: int
     count_at_zero: int
+    resolution: float
 
     @property
     def total(self) -> int:
@@ -135,7 +136,8 @@ def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replica
     if flat:
         where = f"channel {flat[0]} of the fields is" if has_channels else "the fields are"
         raise ValueError(f"{where} constant about the mean: there is no variation to fit a covariance to")
-    return Replicates(grid, centred, offset, model, has_channels, count, count_at_zero)
+    resolution = torch.finfo(fields.dtype).eps
+    return Replicates(grid, centred, offset, model, has_channels, count, count_at_zero, resolution)
 
 
 def _check_fields(fields: Tensor, grid: Grid) -> None:

@@ -342,6 +342,21 @@ def test_smooth_kernel_without_nugget_says_what_to_do():
         sd.fit(Gaussian(8.0), simulate(OPEN, 3), OPEN, bounds={"lengthscale": (60.0, 80.0)})
 
 
+def test_a_kernel_smoother_than_the_rounding_of_the_data_says_what_to_do():
+    x = simulate(TORUS, 20, Gaussian(1.5))
+    with pytest.warns(FitWarning, match="add a Nugget"):
+        alone = sd.fit(Gaussian(), x, TORUS)
+    assert not alone.converged
+    assert "NOT converged" in str(alone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)
+        together = sd.fit(Gaussian() + Nugget(0.1), x, TORUS)
+    assert together.converged
+    assert (
+        abs(together.parameters["lengthscale"] - 1.5) < 4.0 * together.standard_errors["lengthscale"] + 0.01
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
