@@ -14,11 +14,11 @@ import math
 
 import gpytorch
 import torch
+from gpytorch.kernels import Kernel
 from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
 from spatialdiff.kernels.families import Gaussian, Matern, Nugget
 from torch import Tensor
 
-Kernel = gpytorch.kernels.Kernel
 _STEP = 0.25
 _CHUNK = 4_000_000
 
@@ -28,11 +28,12 @@ def at_lags(kernel: Kernel, h: Tensor) -> Tensor:
     approximate distances.
     """
     if isinstance(kernel, StationaryKernel | Sum | Product):
-        return kernel.at_lags(h)
+        result: Tensor = kernel.at_lags(h)
+        return result
     flat = h.reshape(-1, h.shape[-1])
     with gpytorch.settings.lazily_evaluate_kernels(False):
         # one point at the origin: gpytorch's quadratic expansion of the distance is then free of cancellation
-        values = kernel(flat.new_zeros(1, h.shape[-1]), flat).to_dense()
+        values: Tensor = kernel(flat.new_zeros(1, h.shape[-1]), flat).to_dense()
     return values.reshape(h.shape[:-1]).to(h.dtype)
 
 
@@ -144,12 +145,13 @@ class _Composite:
 
 def _variance(kernel: Kernel) -> Tensor:
     if isinstance(kernel, StationaryKernel):
-        return kernel.variance
+        result: Tensor = kernel.variance
+        return result
     axes = kernel.ard_num_dims or 1
     return at_lags(kernel, torch.zeros(1, axes, dtype=torch.float64)).reshape(())
 
 
-class Sum(_Composite, gpytorch.kernels.AdditiveKernel):  # type: ignore[misc]
+class Sum(_Composite, gpytorch.kernels.AdditiveKernel):
     """``k(h) = Σ_j k_j(h)``; made by ``+``. Parameters are those of the ``kernels``."""
 
     def __init__(self, *kernels: Kernel) -> None:
@@ -174,7 +176,7 @@ class Sum(_Composite, gpytorch.kernels.AdditiveKernel):  # type: ignore[misc]
         return " + ".join(repr(kernel) for kernel in self.kernels)
 
 
-class Product(_Composite, gpytorch.kernels.ProductKernel):  # type: ignore[misc]
+class Product(_Composite, gpytorch.kernels.ProductKernel):
     """``k(h) = ∏_j k_j(h)``; made by ``*``. Parameters are those of the ``kernels``; only the product of
     variances is identified.
     """

@@ -9,6 +9,7 @@ correlation reaches 0.05 is ``effective_range``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def safe_sqrt(square: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
-class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
+class StationaryKernel(gpytorch.kernels.Kernel, ABC):
     r"""Base of the kernels here, a `gpytorch.kernels.Kernel` with parameters ``lengthscale`` and
     ``variance``.
 
@@ -75,8 +76,14 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
 
     @variance.setter
     def variance(self, value: float | Tensor) -> None:
-        value = torch.as_tensor(value).to(self.raw_variance)
+        value = torch.as_tensor(value, dtype=self.raw_variance.dtype, device=self.raw_variance.device)
         self.initialize(raw_variance=self.raw_variance_constraint.inverse_transform(value))
+
+    def _set_lengthscale(self, value: float | Tensor) -> None:
+        # gpytorch's own goes through float32
+        raw = self.raw_lengthscale
+        value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+        self.initialize(raw_lengthscale=self.raw_lengthscale_constraint.inverse_transform(value))
 
     @property
     def nugget(self) -> Tensor:
@@ -92,7 +99,7 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
     @property
     def effective_range(self) -> Tensor:
         """Distance at which the correlation is 0.05, one per length scale, shape ``(1, d)`` or ``(1, 1)``."""
-        return self.lengthscale * self._range_factor()  # type: ignore[no-any-return]
+        return self.lengthscale * self._range_factor()
 
     def _range_factor(self) -> float:
         low, high = 0.0, 1.0
@@ -104,13 +111,13 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
             low, high = (middle, high) if above else (low, middle)
         return (low + high) / 2
 
+    @abstractmethod
     def correlation(self, r: Tensor) -> Tensor:
         """``ρ(r)`` of the scaled distance ``r = ‖h/ℓ‖ ≥ 0``; ``ρ(0) = 1``."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _unit_spectrum(self, w2: Tensor, d: int) -> Tensor:
-        """Spectral density in ``d`` dimensions of the kernel with ``σ² = ℓ = 1`` at squared frequency ``w2``."""
-        raise NotImplementedError  # pragma: no cover - abstract
+        """Spectral density in ``d`` dimensions for ``σ² = ℓ = 1`` at squared frequency ``w2``."""
 
     def scaled_distance(self, h: Tensor) -> Tensor:
         """``r = ‖h/ℓ‖`` of differences ``h``, shape ``(..., d)`` → ``(...)``."""
@@ -119,10 +126,10 @@ class StationaryKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
         return safe_sqrt((h / ell).square().sum(-1))
 
     def at_lags(self, h: Tensor) -> Tensor:
-        """``k(h)`` of differences ``h = x - x'``, shape ``(..., d)`` → ``(...)``, in the data type of ``h``."""
+        """``k(h)`` of differences ``h = x - x'``, ``(..., d)`` → ``(...)``, in the data type of ``h``."""
         r = self.scaled_distance(h)
         variance = self.variance.to(h)
-        return variance.reshape(*variance.shape, *(1,) * (r.dim() - variance.dim())) * self.correlation(r)
+        return variance.reshape(variance.shape + (1,) * (r.dim() - variance.dim())) * self.correlation(r)
 
     def spectral_density(self, omega: Tensor) -> Tensor:
         """``S(ω) = σ² (∏ℓ) s_d(‖ℓ ω‖²)`` of the continuous part at angular frequencies ``(..., d)``, radians

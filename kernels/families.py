@@ -125,6 +125,9 @@ class Nugget(StationaryKernel):
     def correlation(self, r: Tensor) -> Tensor:
         return (r == 0).to(r.dtype)
 
+    def _unit_spectrum(self, w2: Tensor, d: int) -> Tensor:
+        return torch.zeros_like(w2)
+
     def spectral_density(self, omega: Tensor) -> Tensor:
         return torch.zeros_like(omega[..., 0])
 

@@ -10,6 +10,7 @@ det Γ + N log 2π)``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ _SMALL = 64
 Channels = int | Tensor | Sequence[Sequence[float]] | None
 
 
-class Covariance(nn.Module):
+class Covariance(nn.Module, ABC):
     """Base of all structures; see the module for the equations.
 
     Fields have shape ``(..., *grid.shape)`` with ``channels=None`` (Γ then acts on the grid and broadcasts
@@ -94,25 +95,25 @@ class Covariance(nn.Module):
         return self.domain.shape
 
     # ---- the spatial part, given by each structure
-    def _color(self, z: Tensor) -> Tensor:
-        raise NotImplementedError  # pragma: no cover - abstract
+    @abstractmethod
+    def _color(self, z: Tensor) -> Tensor: ...
 
-    def _whiten(self, x: Tensor) -> Tensor:
-        raise NotImplementedError  # pragma: no cover - abstract
+    @abstractmethod
+    def _whiten(self, x: Tensor) -> Tensor: ...
 
-    def _matmul(self, x: Tensor) -> Tensor:
-        raise NotImplementedError  # pragma: no cover - abstract
+    @abstractmethod
+    def _matmul(self, x: Tensor) -> Tensor: ...
 
-    def _solve(self, x: Tensor) -> Tensor:
-        raise NotImplementedError  # pragma: no cover - abstract
+    @abstractmethod
+    def _solve(self, x: Tensor) -> Tensor: ...
 
+    @abstractmethod
     def _log_det(self) -> Tensor:
         """``log det Γ_s``, float64, scalar, or ``(C,)`` where the channels have spectra of their own."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _variance(self) -> Tensor:
         """Diagonal of Γ_s, float64, broadcastable to the event."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     @property
     def report(self) -> CovarianceReport:
@@ -184,13 +185,8 @@ class Covariance(nn.Module):
         Raises:
             ValueError: the structure has no fast basis, or the channels are correlated.
         """
-        if self.basis is None:
-            raise ValueError(
-                f'{type(self).__name__} is diagonal in no fast basis; use method="torus" on a periodic grid '
-                'or method="cosine" on any.'
-            )
-        values = self._eigenvalues()
-        if self.channels is None:
+        values = self.spatial_eigenvalues()
+        if self.channels is None or self.basis is None:
             return values
         values = values.expand(self.channels, *self.basis.modes)
         if self.channel_matrix is not None:
@@ -205,15 +201,11 @@ class Covariance(nn.Module):
         return values
 
     def spatial_eigenvalues(self) -> Tensor:
-        """Eigenvalues of the spatial part Γ_s, without the channel matrix: ``basis.modes`` or ``(C,
-        *basis.modes)``.
-        """
-        if self.basis is None:
-            raise ValueError(f"{type(self).__name__} is diagonal in no fast basis.")
-        return self._eigenvalues()
-
-    def _eigenvalues(self) -> Tensor:
-        raise NotImplementedError  # pragma: no cover - only where basis is set
+        """Eigenvalues of Γ_s, without the channel matrix: ``basis.modes`` or ``(C, *basis.modes)``."""
+        raise ValueError(
+            f'{type(self).__name__} is diagonal in no fast basis; use method="torus" on a periodic grid '
+            'or method="cosine" on any.'
+        )
 
     def to_dense(self) -> Tensor:
         """Γ as a matrix ``(N, N)``, float64, ``N`` the number of entries of the event (row-major)."""
@@ -259,10 +251,12 @@ class Covariance(nn.Module):
         return self.channel_matrix
 
     def _compute_channel_root(self) -> Tensor:
-        return torch.linalg.cholesky(self._compute_channel_matrix())
+        result: Tensor = torch.linalg.cholesky(self._compute_channel_matrix())
+        return result
 
     def _compute_channel_inverse_root(self) -> Tensor:
-        return torch.linalg.inv(self._compute_channel_root())
+        result: Tensor = torch.linalg.inv(self._compute_channel_root())
+        return result
 
     def _compute_channel_inverse(self) -> Tensor:
         return torch.cholesky_inverse(self._compute_channel_root())
@@ -282,7 +276,8 @@ class Covariance(nn.Module):
         if (name, dtype) not in self._cache:
             # a tensor made in inference mode could not be used in a graph later
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[name, dtype] = compute().to(dtype)
+                full = compute() if dtype == torch.float64 else self._factor(name)
+                self._cache[name, dtype] = full.to(dtype)
         return self._cache[name, dtype]
 
     def _forget_if_changed(self) -> None:

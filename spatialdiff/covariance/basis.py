@@ -10,6 +10,7 @@ boundaries.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from spatialdiff.covariance.dct import dct, idct
 from spatialdiff.domains import Grid
 
 
-class Basis:
+class Basis(ABC):
     """An orthonormal basis of the fields on a grid.
 
     Attributes:
@@ -30,13 +31,13 @@ class Basis:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
+    @abstractmethod
     def analyze(self, x: Tensor) -> Tensor:
         """Field ``(..., *grid.shape)`` → coefficients ``(..., *modes)``."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def synthesize(self, c: Tensor) -> Tensor:
         """Coefficients ``(..., *modes)`` → field ``(..., *grid.shape)``."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     def multiply(self, x: Tensor, m: Tensor) -> Tensor:
         """``Σ_k m_k c_k φ_k``; ``m`` is real and broadcasts against ``(..., *modes)``."""
@@ -51,14 +52,17 @@ class Basis:
 
     @property
     def wavenumbers(self) -> Tensor:
-        """``|k|`` in cycles per unit length, float64, shape ``modes``."""
+        """``|k|`` in cycles per unit length, float64, shape ``modes``; raises where modes have none."""
         squares = torch.zeros((), dtype=torch.float64)
         for axis, f in enumerate(self._axis_frequencies()):
             squares = squares + f.square().reshape(-1, *(1,) * (self.grid.ndim - 1 - axis))
         return squares.sqrt()
 
     def _axis_frequencies(self) -> list[Tensor]:
-        raise NotImplementedError  # pragma: no cover - abstract
+        raise ValueError(
+            f"{type(self).__name__}: generalised eigenvectors have no wavenumbers; use the torus or "
+            "cosine structure."
+        )
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, Basis) and self.grid == other.grid
@@ -81,10 +85,12 @@ class FourierBasis(Basis):
         self._axes = tuple(range(-grid.ndim, 0))
 
     def analyze(self, x: Tensor) -> Tensor:
-        return torch.fft.rfftn(x, dim=self._axes, norm="ortho")
+        result: Tensor = torch.fft.rfftn(x, dim=self._axes, norm="ortho")
+        return result
 
     def synthesize(self, c: Tensor) -> Tensor:
-        return torch.fft.irfftn(c, s=self.grid.shape, dim=self._axes, norm="ortho")
+        result: Tensor = torch.fft.irfftn(c, s=self.grid.shape, dim=self._axes, norm="ortho")
+        return result
 
     @property
     def weights(self) -> Tensor:
@@ -152,12 +158,6 @@ class FactorBasis(Basis):
 
     def synthesize(self, c: Tensor) -> Tensor:
         return self._map(self.factor, c)
-
-    @property
-    def wavenumbers(self) -> Tensor:
-        raise ValueError(
-            "A basis of generalised eigenvectors has no wavenumbers; use the torus or the cosine structure."
-        )
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -48,31 +48,32 @@ def check_lengthscale(kernel: gpytorch.kernels.Kernel, grid: Grid) -> None:
         for axis, (ell, h, extent) in enumerate(zip(scales, grid.spacing, grid.extent, strict=True)):
             if grid.shape[axis] == 1:
                 continue
-            if ell < h:
+            if ell < h * (1 - 1e-9):
                 warn(
                     f"{type(part).__name__}: length scale {ell:g} is below the grid spacing {h:g} on axis "
-                    f"{axis}: neighbouring "
-                    "sites are nearly independent. Length scales are in units of `spacing`, not of the "
-                    "domain; "
-                    "use a larger one, a finer grid, or a Nugget for variation below the spacing."
+                    f"{axis}: neighbouring sites are nearly independent. Length scales are in the units of "
+                    "`spacing`, not of the domain; use a larger one, "
+                    "a finer grid, or a Nugget for variation below the spacing."
                 )
-            elif ell > extent:
+            elif ell > extent * (1 + 1e-9):
                 warn(
                     f"{type(part).__name__}: length scale {ell:g} is beyond the extent {extent:g} of axis "
-                    f"{axis}: fields are nearly "
-                    "constant along it. Use a smaller length scale or a larger grid."
+                    f"{axis}: fields are nearly constant along it. Use a smaller one or a larger grid."
                 )
 
 
 def check_stationary(kernel: gpytorch.kernels.Kernel, grid: Grid, structure: str) -> None:
-    """Raise unless ``k(x, x')`` depends on ``x - x'`` only; kernels that claim it are tried on a few sites."""
+    """Raise unless ``k(x, x')`` is a function of ``x - x'``; kernels that say so are tried on a few sites."""
     advice = f'{structure} needs a stationary kernel; use method="dense" for {type(kernel).__name__}.'
     if not kernel.is_stationary:
         raise ValueError(f"{type(kernel).__name__} is not stationary. {advice}")
     if isinstance(kernel, StationaryKernel):
         return
-    sites = grid.coordinates().reshape(-1, grid.ndim)
-    sites = sites[torch.linspace(0, len(sites) - 1, min(len(sites), 5)).long()]
+    # neighbours along every axis at both ends and in the middle: far sites may all be uncorrelated
+    corners = torch.tensor([[round(q * (n - 1)) for n in grid.shape] for q in (0.0, 0.5, 1.0)])
+    steps = torch.cat([torch.zeros(1, grid.ndim, dtype=torch.long), torch.eye(grid.ndim, dtype=torch.long)])
+    near = (corners[:, None] + steps).reshape(-1, grid.ndim)
+    sites = near.to(torch.float64) * torch.tensor(grid.spacing, dtype=torch.float64)
     with torch.no_grad():
         direct = kernel(sites).to_dense().to(torch.float64)
         lagged = at_lags(kernel, sites[:, None] - sites[None])

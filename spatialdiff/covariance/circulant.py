@@ -158,7 +158,8 @@ class CirculantCovariance(Covariance):
         if not symmetric:
             # the lag m/2 stands for both of its signs, which the corner never uses
             row = (row + row.flip(list(range(row.dim()))).roll([1] * row.dim(), list(range(row.dim())))) / 2
-        return torch.fft.fftn(row).real
+        result: Tensor = torch.fft.fftn(row).real
+        return result
 
     def _compute_eigenvalues(self) -> Tensor:
         values = self._raw_eigenvalues(self.embedding)
@@ -180,7 +181,8 @@ class CirculantCovariance(Covariance):
 
     def _compute_row(self) -> Tensor:
         """The embedded covariance, clipped eigenvalues included: lag ``j`` per axis, shape ``embedding``."""
-        return torch.fft.irfftn(self._factor("half"), s=self.embedding)
+        result: Tensor = torch.fft.irfftn(self._factor("half"), s=self.embedding)
+        return result
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.embedding)
@@ -202,7 +204,7 @@ class CirculantCovariance(Covariance):
         return x
 
     def _color(self, z: Tensor) -> Tensor:
-        # the corner needs only the first half of one axis that is not periodic: let that be the halved axis of the real FFT
+        # the corner needs only the first half of an axis that is not periodic: halve that one in the real FFT
         halved = max(a for a, wraps in zip(self._axes(), self.domain.periodic, strict=True) if not wraps)
         axes = (*(a for a in self._axes() if a != halved), halved)
         spectrum = self._crop(torch.fft.rfftn(z * self._factor("root", z.dtype), dim=axes))
@@ -210,9 +212,10 @@ class CirculantCovariance(Covariance):
 
     def _whiten(self, x: Tensor) -> Tensor:
         raise ValueError(
-            f"whiten: the factor of a circulant embedding maps {self.embedding} values to {self.domain.shape} "
-            'sites and has no inverse. Use method="cosine" or "dense" (or "torus" on a periodic grid), or '
-            "solve() and quad_form() for Γ⁻¹."
+            f"whiten: the factor of a circulant embedding maps {self.embedding} values to "
+            f"{self.domain.shape} sites and has no inverse. "
+            'Use method="cosine" or "dense" (or "torus" on a periodic grid), or solve() and '
+            "quad_form() for Γ⁻¹."
         )
 
     def _matmul(self, x: Tensor) -> Tensor:
@@ -262,7 +265,8 @@ class CirculantCovariance(Covariance):
             raise ValueError(
                 "log_det: Γ is not positive definite to working precision; add a Nugget to the kernel."
             )
-        return 2 * factor.diagonal().log().sum()
+        result: Tensor = 2 * factor.diagonal().log().sum()
+        return result
 
     def _spatial_dense(self) -> Tensor:
         row = self._factor("row")

@@ -81,5 +81,5 @@ class _Solve(torch.autograd.Function):
 
 def attach_solve(residual: Tensor, solution: Tensor, run: Operator) -> Tensor:
     """``solution`` with the derivative ``Γ⁻¹ d(residual)``; ``run`` solves with Γ."""
-    attached: Tensor = _Solve.apply(residual, solution, run)  # type: ignore[no-untyped-call]
+    attached: Tensor = _Solve.apply(residual, solution, run)
     return attached

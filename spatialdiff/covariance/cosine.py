@@ -31,7 +31,8 @@ def autocorrelation(n: int, device: torch.device | None = None) -> Tensor:
     modes = cosine_matrix(n, torch.float64, torch.device("cpu"))
     padded = torch.fft.rfft(modes, n=2 * n)
     table = torch.fft.irfft(padded.abs().square(), n=2 * n)[:, :n]
-    return table.to(device)
+    result: Tensor = table.to(device)
+    return result
 
 
 def cosine_eigenvalues(

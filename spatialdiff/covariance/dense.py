@@ -72,7 +72,8 @@ class DenseCovariance(Covariance):
                 f"{float(matrix.detach().diagonal().max()):.3g}. Add a Nugget to the kernel, or use a "
                 "rougher or shorter one."
             )
-        return factor
+        result: Tensor = factor
+        return result
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[: x.dim() - self.domain.ndim], self.domain.size)
@@ -84,7 +85,8 @@ class DenseCovariance(Covariance):
         factor = self._factor("cholesky", x.dtype)
         flat = self._flat(x)
         rows = flat.reshape(-1, self.domain.size)
-        return torch.linalg.solve_triangular(factor, rows.T, upper=False).T.reshape(x.shape)
+        result: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False).T.reshape(x.shape)
+        return result
 
     def _matmul(self, x: Tensor) -> Tensor:
         return (self._flat(x) @ self._factor("matrix", x.dtype).T).reshape(x.shape)

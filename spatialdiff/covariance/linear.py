@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spatialdiff.covariance.base import Covariance
 
 
-class CovarianceOperator(LinearOperator):  # type: ignore[misc]
+class CovarianceOperator(LinearOperator):
     """``(N, N)`` operator whose products are ``covariance.matmul``; `to_dense` is the covariance's own.
 
     Args:

@@ -20,6 +20,7 @@ from spatialdiff.kernels import Product, StationaryKernel, Sum, at_lags, terms
 
 TOLERANCE = 1e-12
 _MOST_SHELLS = 64
+_CHUNK = 2_000_000
 
 
 def additive_terms(kernel: gpytorch.kernels.Kernel) -> list[gpytorch.kernels.Kernel]:
@@ -49,28 +50,27 @@ def periodised(
     """
     lags = lag_grid(indices, grid, device)
     extent = torch.tensor(grid.extent, dtype=torch.float64, device=lags.device)
-    axes = [a for a in range(grid.ndim) if grid.periodic[a]]
     total, origin = at_lags(term, lags), at_lags(term, torch.zeros_like(lags.reshape(-1, grid.ndim)[:1]))
     unit = origin
     for shell in range(1, _MOST_SHELLS + 1):
-        added, at_origin = torch.zeros_like(total), torch.zeros_like(origin)
-        for steps in itertools.product(range(-shell, shell + 1), repeat=len(axes)):
-            if max(map(abs, steps)) != shell:
-                continue
-            shift = torch.zeros_like(extent)
-            for axis, step in zip(axes, steps, strict=True):
-                shift[axis] = step * extent[axis]
-            added = added + at_lags(term, lags + shift)
-            at_origin = at_origin + at_lags(term, shift[None])
+        ring = [
+            steps
+            for steps in itertools.product(*(range(-shell, shell + 1) if p else (0,) for p in grid.periodic))
+            if max(map(abs, steps)) == shell
+        ]
+        shifts = torch.tensor(ring, dtype=torch.float64, device=lags.device) * extent
+        added = torch.zeros_like(total)
+        for some in shifts.split(max(1, _CHUNK // total.numel())):
+            added = added + at_lags(term, lags.unsqueeze(-2) + some).sum(-1)
+        at_origin = at_lags(term, shifts).sum()
         total, origin = total + added, origin + at_origin
         if float(added.detach().abs().max()) <= TOLERANCE * float(origin.detach()):
             factor = unit / origin
             return total * factor, float(factor.detach())
     raise ValueError(
         f"{type(term).__name__}: the sum over periodic images does not converge within {_MOST_SHELLS} "
-        f"periods {grid.extent}; "
-        "the length scale is too long for the torus. Use a shorter one, a larger grid, or a grid that is not "
-        "periodic."
+        f"periods {grid.extent}; the length scale is too long for the torus. Use a shorter one, a larger "
+        "grid, or a grid that is not periodic."
     )
 
 

@@ -5,6 +5,8 @@ The root is the symmetric one, ``R = Γ^{1/2}``, so that ``z`` lives on the grid
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import gpytorch
 import torch
 from torch import Tensor
@@ -62,8 +64,8 @@ class SpectralCovariance(Covariance):
             )
         return values
 
-    def _kernel_eigenvalues(self) -> Tensor:
-        raise NotImplementedError  # pragma: no cover - abstract
+    @abstractmethod
+    def _kernel_eigenvalues(self) -> Tensor: ...
 
     def _compute_eigenvalues(self) -> Tensor:
         if self.spectrum is not None:
@@ -120,7 +122,7 @@ class SpectralCovariance(Covariance):
         logs = self.weights_ * self._positive_eigenvalues().log()
         return logs.sum(tuple(range(-self.domain.ndim, 0)))
 
-    def _eigenvalues(self) -> Tensor:
+    def spatial_eigenvalues(self) -> Tensor:
         return self._factor("eigenvalues")
 
     def _condition_number(self) -> float:

@@ -81,7 +81,8 @@ class TorusCovariance(SpectralCovariance):
         indices = [torch.arange(n) for n in self.domain.shape]
         row, factors = stationary_at(self.kernel, self.domain, indices, self.device)
         self._variance_factor = factors
-        return torch.fft.rfftn(row).real
+        result: Tensor = torch.fft.rfftn(row).real
+        return result
 
     def _variance(self) -> Tensor:
         axes = tuple(range(-self.domain.ndim, 0))

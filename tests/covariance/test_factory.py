@@ -1,0 +1,208 @@
+"""Which structure `covariance` takes, its refusals, channels, caching, and two covariances in one basis."""
+
+from __future__ import annotations
+
+import gpytorch
+import pytest
+import torch
+from spatialdiff.kernels import Exponential, Matern, Nugget
+
+import spatialdiff as sd
+from spatialdiff.covariance import (
+    CirculantCovariance,
+    CosineCovariance,
+    DenseCovariance,
+    TorusCovariance,
+    WhiteCovariance,
+    joint_spectrum,
+)
+
+KERNEL = Matern(1.5, 2.0).requires_grad_(False)
+NOISY = (Matern(0.5, 3.0, 1.5) + Nugget(0.1)).requires_grad_(False)
+TORUS = sd.Grid((4, 6), periodic=True)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "grid", "expected"),
+    [
+        (Nugget(2.0), sd.Grid(8), WhiteCovariance),
+        (KERNEL, TORUS, TorusCovariance),
+        (KERNEL, sd.Grid((16, 16)), DenseCovariance),
+        (KERNEL, sd.Grid((64, 64)), CirculantCovariance),
+        (KERNEL, sd.Grid((64, 64), periodic=(True, False)), CirculantCovariance),
+        (gpytorch.kernels.LinearKernel() + Nugget(1.0), sd.Grid(2000), DenseCovariance),
+        (gpytorch.kernels.RBFKernel(), TORUS, TorusCovariance),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
+def test_auto(kernel, grid, expected):
+    assert type(sd.covariance(kernel, grid)) is expected
+
+
+def test_methods_by_name():
+    assert type(sd.covariance(KERNEL, TORUS, method="cosine")) is CosineCovariance
+    assert type(sd.covariance(KERNEL, TORUS, method="dense")) is DenseCovariance
+    assert sd.covariance(Nugget(2.0), TORUS, method="white").variance()[0, 0].item() == pytest.approx(2.0)
+    assert sd.white(TORUS, 3).event_shape == (3, 4, 6)
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="unknown method 'kriging'; known methods"):
+        sd.covariance(KERNEL, TORUS, method="kriging")
+    with pytest.raises(TypeError, match="Grid"):
+        sd.covariance(KERNEL, (4, 6))
+    with pytest.raises(TypeError, match="gpytorch kernel"):
+        sd.covariance("matern", TORUS)
+    with pytest.raises(ValueError, match="not both"):
+        sd.covariance(KERNEL, TORUS, spectrum=torch.ones(4, 4))
+    with pytest.raises(ValueError, match="spectrum needs method"):
+        sd.covariance(domain=TORUS, spectrum=torch.ones(4, 4))
+    with pytest.raises(ValueError, match="Nugget"):
+        sd.covariance(KERNEL, TORUS, method="white")
+    for channels in (0, torch.ones(2, 3), [[1.0, 0.9], [0.2, 1.0]]):
+        with pytest.raises(ValueError, match="channel"):
+            sd.covariance(KERNEL, TORUS, channels=channels)
+    with pytest.raises(ValueError, match=r"positive definite.*-1"):
+        sd.covariance(KERNEL, TORUS, channels=[[1.0, 2.0], [2.0, 1.0]])
+    with pytest.raises(ValueError, match="stationary"):
+        sd.covariance(gpytorch.kernels.PolynomialKernel(2), sd.Grid(8), method="circulant")
+
+
+def test_dense_says_when_it_is_not_positive_definite():
+    from spatialdiff.kernels import Gaussian
+
+    gamma = sd.covariance(Gaussian(8.0), sd.Grid((16, 16)))
+    with pytest.raises(ValueError, match=r"smallest eigenvalue .* Add a Nugget"):
+        gamma.sample()
+    with pytest.raises(ValueError, match="not symmetric"):
+        DenseCovariance(torch.tensor([[1.0, 0.5], [0.2, 1.0]]), sd.Grid(2))
+    with pytest.raises(ValueError, match=r"\(3, 3\) matrix"):
+        DenseCovariance(torch.eye(2), sd.Grid(3))
+    given = DenseCovariance(torch.eye(3) * 2, sd.Grid(3))
+    assert given.log_det().item() == pytest.approx(3 * torch.tensor(2.0).log().item())
+
+
+def test_without_channels_leading_axes_are_independent():
+    gamma = sd.covariance(KERNEL, TORUS)
+    z = torch.randn(5, 3, 4, 6)
+    torch.testing.assert_close(gamma.color(z)[2, 1], gamma.color(z[2, 1]))
+    assert gamma.log_prob(z).shape == (5, 3)
+
+
+def test_kernels_that_only_claim_to_be_stationary_are_found_out():
+    class Warped(gpytorch.kernels.RBFKernel):
+        def forward(self, x1, x2, diag=False, **params):
+            return super().forward(x1.square(), x2.square(), diag=diag, **params)
+
+    with pytest.raises(ValueError, match="claims to be stationary"):
+        sd.covariance(Warped(), sd.Grid(16), method="circulant")
+
+
+def test_factors_are_computed_once(monkeypatch):
+    gamma = sd.covariance(Matern(1.5, 2.0), TORUS)
+    calls = []
+    original = type(gamma)._kernel_eigenvalues
+    monkeypatch.setattr(type(gamma), "_kernel_eigenvalues", lambda self: calls.append(1) or original(self))
+    with torch.no_grad():
+        gamma.sample()
+        gamma.matmul(torch.randn(4, 6))
+        gamma.double().sample()
+        gamma.sample()
+    # once before the change of type, once after
+    assert len(calls) == 2
+    gamma.sample()
+    assert len(calls) == 3  # a gradient is wanted: nothing is reused
+    with torch.inference_mode():
+        gamma.sample()
+    gamma.requires_grad_(False)
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    gamma.matmul(x).sum().backward()  # factors first made in inference mode can enter a graph
+    assert x.grad is not None
+
+
+def test_precision_survives_a_change_of_type():
+    gamma = sd.covariance(
+        Matern(1.5, 2.3456789), TORUS, channels=[[1.0, 1 / 3], [1 / 3, 1.0]]
+    ).requires_grad_(False)
+    before = gamma.to_dense()
+    after = gamma.float().to_dense()
+    assert after.dtype == torch.float64
+    assert torch.equal(before, after)
+    assert gamma.sample().dtype == torch.float32
+
+
+def test_gpytorch_distribution_takes_the_operator():
+    """Exact where gpytorch's own path is a Lanczos estimate (beyond 800 rows)."""
+    gamma = sd.covariance(NOISY, sd.Grid((32, 32), periodic=True)).double().requires_grad_(False)
+    x = gamma.sample(generator=torch.Generator().manual_seed(0))
+    law = gpytorch.distributions.MultivariateNormal(
+        torch.zeros(1024, dtype=torch.float64), gamma.to_linear_operator()
+    )
+    assert law.log_prob(x.flatten()).item() == pytest.approx(gamma.log_prob(x).item(), rel=1e-10)
+
+
+# ---- two covariances in one basis
+# --------------------------------------------------------------------------------------
+
+B = [[1.0, 0.4], [0.4, 2.0]]
+PAIRS = {
+    "torus": (sd.covariance(KERNEL, TORUS), sd.covariance(NOISY, TORUS)),
+    "cosine": (
+        sd.covariance(KERNEL, sd.Grid((4, 5)), method="cosine"),
+        sd.covariance(NOISY, sd.Grid((4, 5)), method="cosine"),
+    ),
+    "white and torus": (sd.white(TORUS), sd.covariance(NOISY, TORUS)),
+    "cosine and white": (sd.covariance(KERNEL, TORUS, method="cosine"), sd.white(TORUS)),
+    "white": (sd.white(TORUS, 2), sd.white(TORUS, variance=3.0)),
+    "channel counts": (sd.covariance(KERNEL, TORUS), sd.covariance(NOISY, TORUS, 2)),
+    "channel matrices": (
+        sd.covariance(KERNEL, TORUS, B),
+        sd.covariance(NOISY, TORUS, [[2.0, -0.5], [-0.5, 1.0]]),
+    ),
+    "one channel matrix": (sd.white(TORUS, 2), sd.covariance(NOISY, TORUS, B)),
+    "dense": (sd.covariance(KERNEL, sd.Grid((4, 5))), sd.covariance(NOISY, sd.Grid((4, 5)), method="cosine")),
+    "dense with channels": (
+        sd.covariance(KERNEL, sd.Grid((3, 4)), B),
+        sd.covariance(NOISY, sd.Grid((3, 4)), method="cosine"),
+    ),
+    "spectra per channel": (
+        sd.covariance(KERNEL, TORUS, B),
+        TorusCovariance.from_spectrum(TORUS, torch.rand(2, 1, 4).expand(2, 4, 4) + 0.1, channels=2),
+    ),
+}
+
+
+def dense(gamma, channels):
+    matrix = gamma.to_dense()
+    return torch.block_diag(*[matrix] * channels) if channels and gamma.channels is None else matrix
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_joint_spectrum(name):
+    """The posterior gain ``C (C + s Γ)⁻¹`` is one multiplication in the common basis."""
+    gamma, data = PAIRS[name]
+    basis, g, c = joint_spectrum(gamma, data)
+    channels = gamma.channels or data.channels
+    event = (channels, *gamma.domain.shape) if channels else gamma.domain.shape
+    first, second = dense(gamma, channels), dense(data, channels)
+    x = torch.randn(3, *event, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gain = second @ torch.linalg.inv(second + 0.7 * first)
+    expected = (x.flatten(1) @ gain.T).reshape(x.shape)
+    torch.testing.assert_close(basis.multiply(x, c / (c + 0.7 * g)), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(basis.synthesize(basis.analyze(x)), x)
+    assert g.dtype == c.dtype == torch.float64
+    lead = (channels,) if channels else ()
+    assert torch.broadcast_shapes(g.shape, c.shape, (*lead, *basis.modes)) == (*lead, *basis.modes)
+
+
+def test_joint_spectrum_refuses():
+    big = sd.Grid((80, 80))
+    with pytest.raises(ValueError, match=r"no common basis.*6400"):
+        joint_spectrum(sd.covariance(Exponential(4.0), big), sd.covariance(NOISY, big, method="cosine"))
+    with pytest.raises(ValueError, match="lives on"):
+        joint_spectrum(sd.white(TORUS), sd.white(sd.Grid(3)))
+    with pytest.raises(ValueError, match="2 channels, the data 3"):
+        joint_spectrum(sd.white(TORUS, 2), sd.white(TORUS, 3))
+    basis, _, _ = joint_spectrum(*PAIRS["dense"])
+    with pytest.raises(ValueError, match="wavenumbers"):
+        _ = basis.wavenumbers
