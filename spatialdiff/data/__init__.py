@@ -1,1 +1,18 @@
+"""Real fields without downloads, and your own: split, standardised, checked."""
 
+from __future__ import annotations
+
+from spatialdiff.data.fields import FieldData, Standardisation, check_fields, from_arrays
+from spatialdiff.data.files import from_file
+from spatialdiff.data.temperature import air_temperature
+from spatialdiff.data.terrain import terrain
+
+__all__ = [
+    "FieldData",
+    "Standardisation",
+    "air_temperature",
+    "check_fields",
+    "from_arrays",
+    "from_file",
+    "terrain",
+]

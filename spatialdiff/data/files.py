@@ -1,0 +1,57 @@
+"""Fields from a file of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spatialdiff.data.fields import FieldData, from_arrays
+from spatialdiff.domains import Grid
+
+
+def from_file(
+    path: str | Path,
+    spacing: float | Sequence[float] = 1.0,
+    periodic: bool | Sequence[bool] = False,
+    channels: bool = False,
+    held_out: float = 0.2,
+    name: str | None = None,
+    units: str = "",
+) -> FieldData:
+    """Fields from a `.npy` file, or from the arrays `train` and `test` of a `.npz` file.
+
+    Args:
+        path: the file; arrays `(N, *grid)`, or `(N, C, *grid)` with `channels`.
+        spacing, periodic: of the grid, as for `Grid`.
+        channels: whether the second axis is one of channels.
+        held_out: share of the fields, the last ones, that is held out where the file has no `test`.
+        name, units: for pictures and reports; the name of the file where none is given.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no array `train`, or what `from_arrays` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of fields at {path}.")
+    if not 0.0 <= held_out < 1.0:
+        raise ValueError(f"held_out={held_out:g}; needed a share of at least 0 and below 1.")
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        train, test = loaded, None
+    else:
+        with loaded:
+            if "train" not in loaded:
+                raise ValueError(
+                    f"{path} has no array 'train'; it holds {', '.join(loaded.files) or 'nothing'}."
+                )
+            train, test = loaded["train"], loaded.get("test")
+    if test is None and held_out > 0.0:
+        kept = len(train) - round(held_out * len(train))
+        train, test = train[:kept], train[kept:]
+    grid = Grid(train.shape[2 if channels else 1 :], spacing, periodic)
+    if test is not None and len(test) == 0:
+        test = None
+    return from_arrays(train, test, grid=grid, name=name or path.stem, units=units)
