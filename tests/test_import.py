@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 HEAVY = [
     "lightning_fabric",
@@ -28,10 +29,12 @@ HEAVY = [
 
 
 def fresh(code: str, *flags: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *flags, "-c", code],
-        capture_output=True, text=True, check=True, cwd=cwd, env={**os.environ, **env}, timeout=300,
-    )  # fmt: skip
+    command = [sys.executable, *flags, "-c", code]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **env}, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result
 
 
 def test_prints_nothing() -> None:
@@ -77,20 +80,23 @@ print([m for m in {HEAVY!r} if m in set(sys.modules) - before])
     assert fresh(code).stdout.strip() == "[]"
 
 
-def test_costs_at_most_a_second_over_torch_and_gpytorch() -> None:
-    """The interpreter's own clock, summed over what `import torch, gpytorch` has not loaded."""
-    code = """
-import sys
+@pytest.mark.parametrize("use", ["", "for name in spatialdiff.__all__: getattr(spatialdiff, name)"])
+def test_costs_at_most_a_second_over_torch_and_gpytorch(use: str) -> None:
+    """Processor time, which does not grow with the load; with and without loading every public name."""
+    code = f"""
+import time
 import torch, gpytorch
-print("MARK", file=sys.stderr, flush=True)
+begun = time.process_time()
 import spatialdiff
-for name in spatialdiff.__all__:
-    getattr(spatialdiff, name)
+{use}
+print(time.process_time() - begun)
 """
-    log = fresh(code, "-X", "importtime").stderr.split("MARK\n")[1]
-    own = [int(us) for us in re.findall(r"^import time:\s+(\d+) \|", log, flags=re.MULTILINE)]
-    assert own, log
-    assert sum(own) < 1_000_000, f"{sum(own) / 1e6:.2f} s:\n{log}"
+    seconds = []
+    for _ in range(3):  # the first may also compile bytecode
+        seconds.append(float(fresh(code).stdout))
+        if seconds[-1] <= 1.0:
+            return
+    pytest.fail(f"import spatialdiff took {seconds} s of processor time")
 
 
 def test_every_package_is_shipped() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-import scipy.stats
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def mean_share(data: Replicates, model: float) -> MeanShare:
     nu = data.count_at_zero * data.channels
     if nu == 0:
         return MeanShare(math.nan, model, math.nan, math.nan)
-    low, high = (float(scipy.stats.chi2.ppf(p, nu)) / nu for p in (0.0005, 0.9995))
+    low, high = (2.0 * float(scipy.special.gammaincinv(nu / 2.0, p)) / nu for p in (0.0005, 0.9995))
     # the variance in the denominator holds the domain mean as well
     return MeanShare(data_share(data), model, *(model * q / (1.0 - model + model * q) for q in (low, high)))
 
