@@ -41,7 +41,8 @@ def factorise(covariance: Tensor) -> Tensor:
     pivots = factor.diagonal()
     if float(pivots.min() / pivots.max()) ** 2 < 1e-13:
         raise NotPositiveDefiniteError
-    return factor
+    lower: Tensor = factor
+    return lower
 
 
 class _GaussianLogLikelihood(torch.autograd.Function):
@@ -62,10 +63,11 @@ class _GaussianLogLikelihood(torch.autograd.Function):
         ctx.save_for_backward(factor, whitened, ones, means, mu)
         ctx.count, ctx.channels = count, channels
         log_det = 2.0 * factor.diagonal().log().sum()
-        return -0.5 * count * (channels * (n * math.log(2.0 * math.pi) + log_det) + quadratic)
+        value: Tensor = -0.5 * count * (channels * (n * math.log(2.0 * math.pi) + log_det) + quadratic)
+        return value
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         factor, whitened, ones, means, mu = ctx.saved_tensors
         back = torch.linalg.solve_triangular(factor.T, torch.cat((whitened, ones, means), dim=1), upper=True)

@@ -167,11 +167,18 @@ class SpectralLikelihood:
             embedded = spectral_density(covariance_table(self.model, theta, grid), weights)
 
             def gamma(x: Tensor) -> Tensor:
-                product = torch.fft.ifftn(embedded * torch.fft.fftn(x, s=padded, dim=axes), dim=axes).real
-                return product[(..., *(slice(n) for n in grid.shape))]
+                product: Tensor = torch.fft.ifftn(
+                    embedded * torch.fft.fftn(x, s=padded, dim=axes), dim=axes
+                ).real
+                for axis, n in zip(axes, grid.shape, strict=True):
+                    product = product.narrow(axis, 0, n)
+                return product
 
             def form(x: Tensor) -> Tensor:
-                return window * torch.fft.ifftn(forms * torch.fft.fftn(window * x, dim=axes), dim=axes).real
+                filtered: Tensor = torch.fft.ifftn(
+                    forms * torch.fft.fftn(window * x, dim=axes), dim=axes
+                ).real
+                return window * filtered
 
             generator = torch.Generator().manual_seed(0)
             total = torch.zeros(len(theta), len(theta), dtype=torch.float64)

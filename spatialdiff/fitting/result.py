@@ -47,14 +47,15 @@ class MeanShare:
 
     @property
     def suspicious(self) -> bool:
-        """Outside the sampling interval, and off by more than a factor 1.5 (dependent replicates widen the
-        interval)."""
+        """Outside the interval, and the share or what is left of it off by a factor 1.5.
+
+        The factor is for replicates that depend on one another, whose interval is wider than it is here.
+        """
         if not all(map(math.isfinite, (self.data, self.model, self.low, self.high))):
             return False
-        return (
-            not self.low <= self.data <= self.high
-            and not 1.0 / 1.5 < self.model / max(self.data, 1e-300) < 1.5
-        )
+        pairs = ((self.data, self.model), (1.0 - self.data, 1.0 - self.model))
+        off = any(max(a, b) > 1.5 * max(min(a, b), 0.0) for a, b in pairs)
+        return off and not self.low <= self.data <= self.high
 
 
 @dataclass

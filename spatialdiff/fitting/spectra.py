@@ -133,19 +133,20 @@ def folded_covariance(covariance: CovarianceTable, weights: LagWeights) -> Tenso
 
 
 def spectral_density(covariance: CovarianceTable, weights: LagWeights) -> Tensor:
-    r"""The density :math:`f_w` at the grid's Fourier frequencies (order of ``torch.fft.fftn``), shape ``(n_1,
-    ..., n_d)``.
+    r"""The density :math:`f_w` at the Fourier frequencies, shape ``(*grid)``, in the order of ``fftn``.
 
     It is on the scale of the periodogram ``|fftn(x)|² / n``, so it averages to the process variance.
     """
-    return torch.fft.fftn(folded_covariance(covariance, weights)).real
+    density: Tensor = torch.fft.fftn(folded_covariance(covariance, weights)).real
+    return density
 
 
 def periodogram(values: Tensor, grid: Grid, taper: float = 0.0) -> Tensor:
     """Tapered periodogram ``|Σ g_s x_s exp(-iω·s)|² / Σ g_s²`` of fields ``(..., *grid)``."""
     window = outer(axis_tapers(grid, taper))
     axes = tuple(range(-grid.ndim, 0))
-    return torch.fft.fftn(values * window, dim=axes).abs().square() / window.square().sum()
+    power: Tensor = torch.fft.fftn(values * window, dim=axes).abs().square() / window.square().sum()
+    return power
 
 
 def full_spectrum(half: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance import Covariance, DenseCovariance, TorusCovariance
-from spatialdiff.fitting import FitResult, FitWarning
+from spatialdiff.fitting import FitResult, FitWarning, MeanShare
 
 TRUTH = {"lengthscale": 3.0, "variance": 2.0, "nugget": 0.3}
 OPEN, TORUS = sd.Grid((18, 20), spacing=0.5), sd.Grid((32, 24), spacing=0.5, periodic=True)
@@ -329,6 +329,21 @@ def test_warns_of_variance_in_the_wrong_place():
     right = sd.fit(Matern(nu=2.5) + Nugget(0.01), x, grid)
     assert right.warnings == []
     assert right.mean_share.low < right.mean_share.data < right.mean_share.high
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "low", "high", "suspicious"),
+    [
+        (0.2, 0.6, 0.5, 0.7, True),
+        (0.6, 0.2, 0.1, 0.3, True),
+        (0.73, 0.988, 0.985, 0.99, True),
+        (0.2, 0.6, 0.1, 0.9, False),
+        (0.20, 0.22, 0.21, 0.23, False),
+        (math.nan, 0.2, math.nan, math.nan, False),
+    ],
+)
+def test_what_counts_as_variance_in_the_wrong_place(data, model, low, high, suspicious):
+    assert MeanShare(data, model, low, high).suspicious is suspicious
 
 
 def test_single_field_has_no_share_of_its_own():
