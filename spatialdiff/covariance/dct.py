@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# up to this length a matrix product is faster than the FFT form on a CPU, see benchmarks/coloured_noise.py
+# up to this length a matrix product is faster than the FFT form on a CPU, see benchmarks/coloured_noise.py --forms
 MATRIX_LIMIT = 128
 
 
@@ -38,7 +38,8 @@ def _twiddle(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return (torch.polar(scale, -math.pi * k / (2 * n))).to(dtype=complex_type, device=device)
 
 
-def _last_forward(x: Tensor) -> Tensor:
+def fourier_dct(x: Tensor) -> Tensor:
+    """DCT-II over the last axis by one real FFT."""
     n = x.shape[-1]
     order = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
     half = torch.fft.rfft(order)
@@ -50,7 +51,8 @@ def _last_forward(x: Tensor) -> Tensor:
     return torch.cat([low, high], dim=-1)
 
 
-def _last_inverse(c: Tensor) -> Tensor:
+def fourier_idct(c: Tensor) -> Tensor:
+    """Inverse of `fourier_dct`."""
     n = c.shape[-1]
     m = n // 2 + 1
     # the spectrum of the reordered field, rotated, has real part X_k and imaginary part -X_{n-k}
@@ -71,7 +73,7 @@ def _along(x: Tensor, axis: int, *, inverse: bool) -> Tensor:
         flat = x.flatten(axis + 1)
         return ((matrix.T if inverse else matrix) @ flat).reshape(x.shape)
     moved = x.movedim(axis, -1)
-    return (_last_inverse(moved) if inverse else _last_forward(moved)).movedim(-1, axis)
+    return (fourier_idct(moved) if inverse else fourier_dct(moved)).movedim(-1, axis)
 
 
 def dct(x: Tensor, ndim: int) -> Tensor:
