@@ -12,7 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# up to this length a matrix product is faster than the FFT form on a CPU, see benchmarks/coloured_noise.py --forms
+# up to this length a matrix product is as fast as the FFT form or faster on a CPU, see
+# benchmarks/coloured_noise.py --forms
 MATRIX_LIMIT = 128
 
 

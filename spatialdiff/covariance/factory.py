@@ -17,8 +17,8 @@ from spatialdiff.domains import Grid
 from spatialdiff.kernels import Nugget
 
 METHODS = ("auto", "white", "dense", "torus", "cosine", "circulant")
-# up to this many sites the dense factor colours a batch as fast as the circulant embedding does, and whitens and
-# inverts exactly besides, see benchmarks/coloured_noise.py --forms
+# up to this many sites the dense factor colours a batch as fast as the circulant embedding does, and it
+# whitens and inverts exactly besides, see benchmarks/coloured_noise.py --forms
 DENSE_SITES = 1024
 
 
