@@ -41,6 +41,18 @@ html_css_files = ["custom.css"]
 _properties = {}
 
 
+def _show_formulas(app, what, name, obj, options, lines):
+    """An indented block after a paragraph is a formula in plain text: show it as it is typed."""
+    out, before = [], ""
+    for i, line in enumerate(lines):
+        starts = line.startswith("    ") and i > 0 and not lines[i - 1].strip()
+        if starts and before and not before.startswith((" ", "..", "- ", "* ")):
+            out += ["::", ""]
+        out.append(line)
+        before = line if line.strip() else before
+    lines[:] = out
+
+
 def _keep(app, what, name, obj, options, lines):
     if what == "property":
         _properties[name] = list(lines)
@@ -65,5 +77,6 @@ def setup(app):
     app.add_html_math_renderer("mathml", (_mathml(False), None), (_mathml(True), None))
     app.add_js_file(MATHJAX_URL, loading_method="async")
     # napoleon takes "text: more text" in the docstring of a property for "type: description"
+    app.connect("autodoc-process-docstring", _show_formulas, priority=300)
     app.connect("autodoc-process-docstring", _keep, priority=400)
     app.connect("autodoc-process-docstring", _restore, priority=600)
