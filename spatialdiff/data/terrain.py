@@ -33,7 +33,7 @@ def terrain(
 ) -> FieldData:
     """Square patches of elevation, standardised; train and held-out patches share no cell.
 
-    The grid's spacing is in kilometres, north-south and east-west (a degree of longitude is shorter). A row of
+    The spacing of the grid is in kilometres: a degree of longitude is shorter than one of latitude. A row of
     `origin` is the first row and column of a patch in the elevation model.
 
     Args:
