@@ -1,4 +1,6 @@
-"""The posterior mean of the data given the state: from a network, for Gaussian data, for a finite data set."""
+"""The posterior mean of the data given the state: from a network, for Gaussian data, for a finite data
+set.
+"""
 
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.denoisers.denoiser import Denoiser

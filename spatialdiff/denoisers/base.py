@@ -24,7 +24,8 @@ from spatialdiff.processes import Law
 class PosteriorMean(nn.Module):
     r"""`D(u, t) = E[x | u_t = u]` under a `law` of the state given the data.
 
-    Subclasses define `forward(u, t, **condition)`: state `u` of shape `(B, C, *grid)`, time `t` of shape `(B,)` or
+    Subclasses define `forward(u, t, **condition)`: state `u` of shape `(B, C, *grid)`, time `t` of shape
+    `(B,)` or
     `()`, result `(B, C, *grid)`.
     """
 
@@ -47,12 +48,14 @@ class PosteriorMean(nn.Module):
         """`E[x | u_t = u]`, shape `(B, C, *grid)`."""
 
     def noise(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
-        r"""The coloured noise `E[η | u_t = u] = (u - o_t - α_t D) / σ_t`, shape of `u`; raises where σ_t = 0."""
+        r"""The coloured noise `E[η | u_t = u] = (u - o_t - α_t D) / σ_t`, shape of `u`; raises where σ_t = "
+        r"0."""
         t = self.times(u, t)
         return self.conditional_law(**condition).noise(u, t, self(u, t, **condition))
 
     def gamma_score(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
-        r"""`Γ ∇ log q_t(u) = -(u - o_t - α_t D) / σ_t²`, shape of `u`; needs no solve with Γ; raises where σ_t = 0."""
+        r"""`Γ ∇ log q_t(u) = -(u - o_t - α_t D) / σ_t²`, shape of `u`; needs no solve with Γ; raises where "
+        r"σ_t = 0."""
         t = self.times(u, t)
         return self.conditional_law(**condition).gamma_score(u, t, self(u, t, **condition))
 
@@ -61,14 +64,17 @@ class PosteriorMean(nn.Module):
         return self.covariance.solve(self.gamma_score(u, t, **condition))
 
     def conditional_law(self, **condition: Any) -> Law:
-        """The law given what the posterior mean is conditioned on: `law`, unless a subclass says otherwise."""
+        """The law given what the posterior mean is conditioned on: `law`, unless a subclass says
+        otherwise.
+        """
         return self.law
 
     def times(self, u: Tensor, t: Tensor | float) -> Tensor:
         """Check `u` and bring `t` to a float64 tensor of shape `()` or `(B,)` on the device of `u`.
 
         Raises:
-            ValueError: `u` is not `(B, C, *grid)` with this denoiser's `C` and grid, or `t` is not one time per field.
+            ValueError: `u` is not `(B, C, *grid)` with this denoiser's `C` and grid, or `t` is not one time
+                per field.
         """
         shape = tuple(self.covariance.domain.shape)
         if u.ndim != 2 + len(shape) or tuple(u.shape[2:]) != shape or u.shape[1] != self.channels:
@@ -79,6 +85,7 @@ class PosteriorMean(nn.Module):
         t = torch.as_tensor(t, dtype=torch.float64, device=u.device)
         if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != u.shape[0]):
             raise ValueError(
-                f"times of shape {tuple(t.shape)} for a batch of {u.shape[0]}: give one time, or one per field"
+                f"times of shape {tuple(t.shape)} for a batch of {u.shape[0]}: give one time, or one per "
+                f"field"
             )
         return t

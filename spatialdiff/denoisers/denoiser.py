@@ -1,6 +1,7 @@
 r"""A network made into the posterior mean: `D(u, t) = decode(network(encode(u, t)))`.
 
-Prediction types are in `predictions`, scalings in `preconditioning`; both are exact changes of variables, so for every
+Prediction types are in `predictions`, scalings in `preconditioning`; both are exact changes of variables, so
+for every
 choice the best network gives the same `D(u, t) = E[x | u_t = u]`.
 """
 
@@ -32,19 +33,24 @@ class Denoiser(PosteriorMean):
     r"""The posterior mean `E[x | u_t]` of the data endpoint, from a network.
 
     Args:
-        network: called as `network(state, t, **condition)` with state `(B, C, *grid)` and time `(B,)`; returns
+        network: called as `network(state, t, **condition)` with state `(B, C, *grid)` and time `(B,)`;
+            returns
             `(B, C, *grid)`. Its time input is `t` with `"none"`, `log(σ/α)/4` otherwise.
         process: a `NoiseProcess`, or a `Bridge` (whose coupling is given here or by `BridgeMixture`).
-        prediction: `"data"`, `"noise"` (the coloured η), `"white_noise"` (z of η = R z; square R only), `"velocity"`.
+        prediction: `"data"`, `"noise"` (the coloured η), `"white_noise"` (z of η = R z; square R only),
+            `"velocity"`.
         preconditioning: `"none"`, `"edm"`, or `"wiener"` (residual to the Gaussian posterior mean of `data`).
-        data: the fitted law of the data: the result of `sd.fit`, a pair `(mean, Covariance)`, or a `Covariance`. Needed by
+        data: the fitted law of the data: the result of `sd.fit`, a pair `(mean, Covariance)`, or a
+            `Covariance`. Needed by
             `"wiener"`; gives the mean and standard deviation of `"edm"`, which are 0 and 1 without it.
         coupling: for a bridge, how its start is drawn.
-        condition_on_start: for a bridge between pairs, whether the network is shown the start, as the argument `start`.
+        condition_on_start: for a bridge between pairs, whether the network is shown the start, as the
+            argument `start`.
         channels: number of channels `C`, where neither Γ nor `data` says; 1 if nothing does.
 
     Raises:
-        ValueError: unknown prediction or preconditioning, `"wiener"` without `data`, `"white_noise"` with a Γ whose factor
+        ValueError: unknown prediction or preconditioning, `"wiener"` without `data`, `"white_noise"` with a Γ
+            whose factor
             is not square, channel counts or couplings that contradict each other.
 
     Sources: docs/theory, "Denoising"; Karras et al. 2022 (arXiv 2206.00364) for `"edm"`.
@@ -89,12 +95,13 @@ class Denoiser(PosteriorMean):
             return Unscaled(self.prediction)
         if self.preconditioning == "edm":
             unit = torch.ones((), dtype=torch.float64)
-            model = PixelModel(self.process.covariance, unit if deviation is None else deviation, mean)
-            return GaussianResidual(model, self.prediction)
+            self.pixels = PixelModel(self.process.covariance, unit if deviation is None else deviation, mean)
+            return GaussianResidual(self.pixels, self.prediction)
         if self.preconditioning == "wiener":
             if self.gaussian is None:
                 raise ValueError(
-                    "preconditioning='wiener' needs the fitted law of the data: pass data= the result of sd.fit, a pair "
+                    "preconditioning='wiener' needs the fitted law of the data: pass data= the result of "
+                    "sd.fit, a pair "
                     "(mean, Covariance), or a Covariance"
                 )
             return GaussianResidual(self.gaussian, self.prediction)
@@ -107,15 +114,18 @@ class Denoiser(PosteriorMean):
 
         Args:
             coupling: a coupling, or its name.
-            condition_on_start: with `Paired`, whether the network is shown the start, as the keyword argument `start`.
+            condition_on_start: with `Paired`, whether the network is shown the start, as the keyword argument
+                `start`.
 
         Raises:
-            ValueError: the process is not a bridge, another coupling is bound already, or the start is not of a pair.
+            ValueError: the process is not a bridge, another coupling is bound already, or the start is not of
+                a pair.
         """
         coupling = as_coupling(coupling)
         if self.coupling is not None and not same(self.coupling, coupling):
             raise ValueError(
-                f"this denoiser is bound to {self.coupling!r} and cannot be used with {coupling!r} as well; build another"
+                f"this denoiser is bound to {self.coupling!r} and cannot be used with {coupling!r} as well; "
+                f"build another"
             )
         if condition_on_start and not coupling.needs_initial:
             raise ValueError(f"condition_on_start=True needs pairs (coupling='paired'), not {coupling!r}")
@@ -130,8 +140,10 @@ class Denoiser(PosteriorMean):
     def check_pairs(self) -> None:
         if self.prediction != "data" or self.preconditioning != "none":
             raise ValueError(
-                f"prediction={self.prediction!r} with preconditioning={self.preconditioning!r} needs the law of the state given "
-                "the data, which for coupling='paired' is known only given the start too: use condition_on_start=True, or "
+                f"prediction={self.prediction!r} with preconditioning={self.preconditioning!r} needs the "
+                f"law of the state given "
+                "the data, which for coupling='paired' is known only given the start too: use "
+                "condition_on_start=True, or "
                 "prediction='data' with preconditioning='none'"
             )
 
@@ -141,7 +153,9 @@ class Denoiser(PosteriorMean):
 
     @property
     def law(self) -> Law:
-        """The law of the state given the data; raises `RuntimeError` for a bridge whose coupling is not known yet."""
+        """The law of the state given the data; raises `RuntimeError` for a bridge whose coupling is not
+        known yet.
+        """
         return resolve_law(self.process) if self._law is None else self._law[0]
 
     def conditional_law(self, **condition: Any) -> Law:
@@ -166,13 +180,16 @@ class Denoiser(PosteriorMean):
         output: Tensor = self.network(state, time.to(u.dtype).expand(len(u)), **condition)
         if output.shape != u.shape:
             raise ValueError(
-                f"the network returned shape {tuple(output.shape)} for a state of shape {tuple(u.shape)}; it must return "
+                f"the network returned shape {tuple(output.shape)} for a state of shape {tuple(u.shape)}; "
+                f"it must return "
                 f"{self.channels} channel(s) on the same grid"
             )
         return output
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
-        """What the network should return at `u = α x + σ η + o`: data `x` and coloured noise `η`, both `(B, C, *grid)`."""
+        """What the network should return at `u = α x + σ η + o`: data `x` and coloured noise `η`, both `(B,
+        C, *grid)`.
+        """
         return self.scaling.target(x, noise, self.conditional_law(**condition), self.times(x, t))
 
     def decode(self, output: Tensor, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:

@@ -4,7 +4,8 @@ For data drawn uniformly from `x_1 … x_N` and `u_t | x ~ N(φ x + o, Σ Γ)`,
 
     E[x | u_t = u] = Σ_i w_i x_i,      w_i ∝ exp(-½ ‖u - o - φ x_i‖² / Σ)  in the norm of Γ^{-1},
 
-the exact optimum of every objective on that data set (docs/theory, "Bridges"; Peluchetti, arXiv 2312.14589, section 5).
+the exact optimum of every objective on that data set (docs/theory, "Bridges"; Peluchetti, arXiv 2312.14589,
+section 5).
 A sampler that uses it ends on the data themselves: a baseline that shows what copying looks like.
 """
 
@@ -23,7 +24,8 @@ from spatialdiff.processes import Law
 class EmpiricalDenoiser(PosteriorMean):
     r"""The exact `E[x | u_t]` for data uniform on a finite set.
 
-    The log-weights are `(φ ⟨u - o, Γ^{-1} x_i⟩ - ½ φ² ⟨x_i, Γ^{-1} x_i⟩) / Σ` up to a constant, in float64; `Γ^{-1} x_i` is
+    The log-weights are `(φ ⟨u - o, Γ^{-1} x_i⟩ - ½ φ² ⟨x_i, Γ^{-1} x_i⟩) / Σ` up to a constant, in float64;
+    `Γ^{-1} x_i` is
     solved once.
 
     Args:
@@ -47,7 +49,8 @@ class EmpiricalDenoiser(PosteriorMean):
         shape = tuple(law.covariance.domain.shape)
         if data.ndim != 2 + len(shape) or tuple(data.shape[2:]) != shape or data.shape[0] == 0:
             raise ValueError(
-                f"data of shape {tuple(data.shape)}; needed (N, C, {', '.join(map(str, shape))}) with N at least 1"
+                f"data of shape {tuple(data.shape)}; needed (N, C, {', '.join(map(str, shape))}) with N at "
+                f"least 1"
             )
         if not bool(torch.isfinite(data).all()):
             raise ValueError(f"data hold {int((~torch.isfinite(data)).sum())} values that are not finite")
@@ -104,9 +107,12 @@ class EmpiricalDenoiser(PosteriorMean):
         return self.log_weights(u, t).exp()
 
     def entropy(self, u: Tensor, t: Tensor | float) -> Tensor:
-        """`-Σ_i w_i log w_i` in nats, shape `(B,)`: from `log N` (no information) to 0 (one field recalled)."""
+        """`-Σ_i w_i log w_i` in nats, shape `(B,)`: from `log N` (no information) to 0 (one field
+        recalled).
+        """
         log_weights = self.log_weights(u, t)
-        return -torch.special.xlogy(w := log_weights.exp(), w).sum(1)
+        entropy: Tensor = -torch.special.xlogy(w := log_weights.exp(), w).sum(1)
+        return entropy
 
     def forward(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
         """`Σ_i w_i x_i`, shape `(B, C, *grid)`."""

@@ -1,6 +1,7 @@
 r"""The posterior mean under Gaussian data, mode by mode.
 
-For data `N(μ, C)` and `u_t | x ~ N(φ x + o, Σ Γ)`, with `C` and `Γ` diagonal in one basis (eigenvalues `c_k`, `γ_k`),
+For data `N(μ, C)` and `u_t | x ~ N(φ x + o, Σ Γ)`, with `C` and `Γ` diagonal in one basis (eigenvalues `c_k`,
+`γ_k`),
 
     P = φ² c + Σ γ                     marginal variance of the state
     m(u, t) = μ + (φ c / P)(u - φ μ - o)     posterior mean
@@ -47,7 +48,9 @@ class Moments:
 
     @property
     def posterior(self) -> Tensor:
-        """`V = c Σ γ / P`, the data's variance given the state; `c` where the state says nothing (`P = 0`)."""
+        """`V = c Σ γ / P`, the data's variance given the state; `c` where the state says nothing (`P =
+        0`).
+        """
         state = self.state
         return self.data * torch.where(state > 0, self.noise_variance * self.gamma / positive(state), 1.0)
 
@@ -128,7 +131,8 @@ class GaussianModel(nn.Module):
 
 
 class GaussianDenoiser(PosteriorMean):
-    r"""The exact `E[x | u_t]` for data `x ~ N(μ, C)`: `μ + (φ c / P)(u - φ μ - o)` per mode, `P = φ² c + Σ γ`.
+    r"""The exact `E[x | u_t]` for data `x ~ N(μ, C)`: `μ + (φ c / P)(u - φ μ - o)` per mode, `P = φ² c + Σ
+    γ`.
 
     Args:
         process: a noise process, a bridge (then `coupling` is needed), or a law of the state given the data.

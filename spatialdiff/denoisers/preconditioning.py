@@ -2,17 +2,22 @@ r"""How a network's input and output are scaled, so that both stay of order one.
 
 `none`: the network sees `(u, t)` and returns a prediction (`predictions`) as it is.
 
-`edm` and `wiener`: under a Gaussian model of the data, with posterior mean `m`, posterior variance `V` and state variance
+`edm` and `wiener`: under a Gaussian model of the data, with posterior mean `m`, posterior variance `V` and
+state variance
 `P` (`gaussian`), the network sees the whitened state and returns the standardised residual of the data,
 
     D(u, t) = m(u, t) ± V^{1/2} F(P^{-1/2} (u - φ μ - o), c),      c = log(σ/φ)/4 in [-5, 5].
 
-- `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it input and target are white at every time, and
+- `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it input and target are white at
+  every time, and
   a network that returns zero is the exact Gaussian posterior mean.
-- `edm`: the same with pixels for modes, `c = σ_data²`, `γ` the mean variance of Γ. That is the preconditioning of
-  Karras et al. 2022 (arXiv 2206.00364, table 1) for any `φ`, `σ` and Γ of any variance, written without `1/φ`.
+- `edm`: the same with pixels for modes, `c = σ_data²`, `γ` the mean variance of Γ. That is the
+  preconditioning of
+  Karras et al. 2022 (arXiv 2206.00364, table 1) for any `φ`, `σ` and Γ of any variance, written without
+  `1/φ`.
 
-The standardised residual of the data at fixed `u` is that of the noise and of the velocity up to sign (all are linear in
+The standardised residual of the data at fixed `u` is that of the noise and of the velocity up to sign (all
+are linear in
 one another), so a `prediction` other than `data` only turns the sign: minus.
 """
 
@@ -56,7 +61,9 @@ class Preconditioning(nn.Module):
 
     @abstractmethod
     def target(self, x: Tensor, noise: Tensor, law: Law, t: Tensor) -> Tensor:
-        """What the network should return where the data are `x` and the noise is `η`: `decode(target) = x`."""
+        """What the network should return where the data are `x` and the noise is `η`: `decode(target) =
+        x`.
+        """
 
 
 class Unscaled(Preconditioning):
@@ -73,12 +80,19 @@ class Unscaled(Preconditioning):
 
 
 class GaussianResidual(Preconditioning):
-    """`wiener`, and with a `PixelModel` `edm`: the network learns the residual to a Gaussian posterior mean."""
+    """`wiener`, and with a `PixelModel` `edm`: the network learns the residual to a Gaussian posterior
+    mean.
+    """
 
     def __init__(self, model: GaussianModel, prediction: str) -> None:
         super().__init__(prediction)
-        self.model = model
+        self._model = (model,)  # a tuple: the model is registered once, in the denoiser
         self.sign = 1.0 if prediction == "data" else -1.0
+
+    @property
+    def model(self) -> GaussianModel:
+        """The Gaussian model of the data."""
+        return self._model[0]
 
     def encode(self, u: Tensor, law: Law, t: Tensor) -> tuple[Tensor, Tensor]:
         moments = self.model.moments(law, t)
@@ -118,11 +132,14 @@ class GaussianResidual(Preconditioning):
 
 
 def check_residual(model: GaussianModel) -> None:
-    """Raise `ValueError` unless Γ and the data's covariance share a basis, and, where that is dense, Γ whitens."""
+    """Raise `ValueError` unless Γ and the data's covariance share a basis, and, where that is dense, Γ
+    whitens.
+    """
     basis, _, _ = model.spectra()
     if not orthonormal(basis) and tuple(model.gamma.factor_shape) != tuple(model.gamma.event_shape):
         raise ValueError(
-            f"preconditioning='wiener' with a {type(model.gamma).__name__} and these data has no common fast basis, and this "
+            f"preconditioning='wiener' with a {type(model.gamma).__name__} and these data has no common "
+            f"fast basis, and this "
             "Γ does not whiten; use a Γ of method='dense', 'torus' or 'cosine'"
         )
 
@@ -152,7 +169,9 @@ class PixelBasis(Basis):
 
 
 class PixelModel(GaussianModel):
-    """Independent pixels: variance `σ_data²` of the data, the mean variance of Γ for the noise (EDM's model)."""
+    """Independent pixels: variance `σ_data²` of the data, the mean variance of Γ for the noise (EDM's
+    model).
+    """
 
     def __init__(
         self, gamma: Covariance, sigma_data: float | Tensor, mean: Tensor | float | None = None

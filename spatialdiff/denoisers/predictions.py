@@ -25,19 +25,25 @@ PREDICTIONS = ("data", "noise", "white_noise", "velocity")
 
 
 def check_prediction(prediction: str, covariance: Covariance) -> None:
-    """Raise `ValueError` for an unknown prediction, or for `white_noise` where the factor R of Γ is not square."""
+    """Raise `ValueError` for an unknown prediction, or for `white_noise` where the factor R of Γ is not
+    square.
+    """
     if prediction not in PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; the predictions are {', '.join(PREDICTIONS)}")
     if prediction == "white_noise" and tuple(covariance.factor_shape) != tuple(covariance.event_shape):
         raise ValueError(
-            f"prediction='white_noise' needs Γ = R Rᵀ with a square R, but {type(covariance).__name__} colours white noise of "
-            f"shape {tuple(covariance.factor_shape)} into fields of {tuple(covariance.event_shape)}, so the white noise cannot be "
+            f"prediction='white_noise' needs Γ = R Rᵀ with a square R, but {type(covariance).__name__} "
+            f"colours white noise of "
+            f"shape {tuple(covariance.factor_shape)} into fields of {tuple(covariance.event_shape)}, so the "
+            f"white noise cannot be "
             "recovered from the field; use prediction='noise', or a Γ of method='dense', 'torus' or 'cosine'"
         )
 
 
 def to_target(prediction: str, x: Tensor, noise: Tensor, law: Law, t: Tensor) -> Tensor:
-    """The target `p` that belongs to data `x` and coloured noise `η`, each `(B, C, *grid)`; `t` is `(B,)` or `()`."""
+    """The target `p` that belongs to data `x` and coloured noise `η`, each `(B, C, *grid)`; `t` is `(B,)` or
+    `()`.
+    """
     if prediction == "data":
         return x
     if prediction == "noise":
@@ -69,7 +75,9 @@ def to_data(prediction: str, p: Tensor, u: Tensor, law: Law, t: Tensor) -> Tenso
 
 
 def convert(value: Tensor, u: Tensor, t: Tensor | float, law: Law, *, source: str, target: str) -> Tensor:
-    """Rewrite a prediction of kind `source` at state `u` (both `(B, C, *grid)`) and times `(B,)` or `()` as `target`."""
+    """Rewrite a prediction of kind `source` at state `u` (both `(B, C, *grid)`) and times `(B,)` or `()` as
+    `target`.
+    """
     check_prediction(source, law.covariance)
     check_prediction(target, law.covariance)
     if source == target:
@@ -82,6 +90,7 @@ def convert(value: Tensor, u: Tensor, t: Tensor | float, law: Law, *, source: st
 def require_nonzero(coefficient: Tensor, what: str, t: Tensor) -> None:
     if bool((coefficient == 0).any()):
         raise ValueError(
-            f"{what} does not determine the data at t={t.flatten().tolist()[0]:g}, where the state holds none of it "
+            f"{what} does not determine the data at t={t.flatten().tolist()[0]:g}, where the state holds "
+            f"none of it "
             "(α=0); use prediction='data', or preconditioning='edm' or 'wiener'"
         )

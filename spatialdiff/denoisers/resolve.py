@@ -1,4 +1,6 @@
-"""From what a user gives (a process, a bridge and a coupling, a fit) to the law, the channels and the data's moments."""
+"""From what a user gives (a process, a bridge and a coupling, a fit) to the law, the channels and the data's
+moments.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ def resolve_law(process: Any, coupling: Coupling | str | None = None) -> Law:
     if isinstance(process, Bridge):
         if coupling is None:
             raise RuntimeError(
-                f"{type(process).__name__} has no coupling yet: the law of its state depends on where it starts; pass "
-                "coupling='fixed', 'independent' or 'paired' (or an instance), or wrap the denoiser in sd.BridgeMixture"
+                f"{type(process).__name__} has no coupling yet: the law of its state depends on where it "
+                f"starts; pass "
+                "coupling='fixed', 'independent' or 'paired' (or an instance), or wrap the denoiser in "
+                "sd.BridgeMixture"
             )
         return as_coupling(coupling).law(process)
     if not isinstance(process, Law):
@@ -37,7 +41,9 @@ def resolve_law(process: Any, coupling: Coupling | str | None = None) -> Law:
 def resolve_channels(
     gamma: Covariance, data: Covariance | None, mean: Tensor | float | None, channels: int | None
 ) -> int:
-    """Number of channels: from the covariances or the mean, checked against `channels` where several say it; else 1."""
+    """Number of channels: from the covariances or the mean, checked against `channels` where several say it;
+    else 1.
+    """
     known = {
         "channels": channels,
         "Γ": gamma.channels,
@@ -63,6 +69,7 @@ def data_law(data: Any) -> tuple[Tensor | float | None, Covariance]:
     if isinstance(covariance, Covariance):
         return getattr(data, "mean", None), covariance
     raise TypeError(
-        f"data={type(data).__name__} is not a law of the data: give the result of sd.fit, a pair (mean, Covariance), "
+        f"data={type(data).__name__} is not a law of the data: give the result of sd.fit, a pair (mean, "
+        f"Covariance), "
         "or a Covariance"
     )

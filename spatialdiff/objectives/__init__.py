@@ -1,4 +1,6 @@
-"""What is minimised: each objective is a module whose call is a scalar loss, so that any training loop can use it."""
+"""What is minimised: each objective is a module whose call is a scalar loss, so that any training loop can
+use it.
+"""
 
 from spatialdiff.objectives.bridge_mixture import BridgeMixture
 from spatialdiff.objectives.denoising import Denoising

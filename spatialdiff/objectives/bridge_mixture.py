@@ -2,9 +2,12 @@ r"""Bridge mixtures: the posterior mean of the endpoint by regression on bridges
 
     min  E_t E ‖target(x_τ, t) - F(X_t, t)‖²,      X_t ~ N(c_0 x_0 + c_τ x_τ, v_b Γ),   (x_0, x_τ) ~ Π
 
-The mixture of the bridges over Π is then the diffusion with drift `αβ X + β a(t,τ)(E[X_τ | X_t] - a(t,τ) X)/v(t,τ)`, which carries the law
-of `x_0` to the data (Peluchetti, arXiv 2312.14589). Γ cancels in the drift: training needs draws from `N(0, Γ)` and nothing else.
-Where `x_0` given `x_τ` is Gaussian it is integrated out, and a state is drawn in one go from its law given the data.
+The mixture of the bridges over Π is then the diffusion with drift `αβ X + β a(t,τ)(E[X_τ | X_t] - a(t,τ)
+X)/v(t,τ)`, which carries the law
+of `x_0` to the data (Peluchetti, arXiv 2312.14589). Γ cancels in the drift: training needs draws from `N(0,
+Γ)` and nothing else.
+Where `x_0` given `x_τ` is Gaussian it is integrated out, and a state is drawn in one go from its law given
+the data.
 """
 
 from __future__ import annotations
@@ -23,21 +26,24 @@ FORMS = ("endpoint", "drift")
 
 
 class BridgeMixture(nn.Module):
-    r"""`E_t E ‖target - F‖²` over bridges; called on a batch `(B, C, *grid)`, or on pairs, it returns a scalar.
+    r"""`E_t E ‖target - F‖²` over bridges; called on a batch `(B, C, *grid)`, or on pairs, it returns a
+    scalar.
 
     Args:
         denoiser: a `Denoiser` for a bridge.
-        coupling: how the start is drawn: `"fixed"`, `"independent"`, `"paired"` or a `Coupling`; may be left out where the denoiser
-            is bound to one already.
-        form: `"endpoint"` regresses the endpoint in the metric of `weighting`; `"drift"` the drift of the mixture, that is
-            `(β a/v)² ‖x_τ - D‖²`, which gives all the weight to the end of the bridge.
+        coupling: how the start is drawn: `"fixed"`, `"independent"`, `"paired"` or a `Coupling`; may be left
+            out where the denoiser is bound to one already.
+        form: `"endpoint"` regresses the endpoint in the metric of `weighting`; `"drift"` the drift of the
+            mixture, that is `(β a/v)² ‖x_τ - D‖²`, which gives all the weight to the end of the bridge.
         times: how times are drawn: `"edm"`, `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
         weighting: `"network"`, `"data"` or `"whitened"`, for `form="endpoint"`.
-        condition_on_start: with pairs, whether the network is shown the start, as the keyword argument `start`.
+        condition_on_start: with pairs, whether the network is shown the start, as the keyword argument
+            `start`.
 
     Raises:
         TypeError: the denoiser is for a noise process.
-        ValueError: unknown names, a coupling that contradicts the denoiser's; when called, a batch of another shape or with values
+        ValueError: unknown names, a coupling that contradicts the denoiser's; when called, a batch of another
+            shape or with values
             that are not finite, pairs where none are used or none where they are.
         RuntimeError: no coupling, neither here nor in the denoiser.
 

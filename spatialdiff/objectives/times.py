@@ -1,13 +1,16 @@
 r"""Which times an objective looks at.
 
-A distribution is a quantile function; stratified draws are `q((U + i)/n mod 1)` with one uniform `U` per batch, so that a batch covers
+A distribution is a quantile function; stratified draws are `q((U + i)/n mod 1)` with one uniform `U` per
+batch, so that a batch covers
 all times evenly (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
 
 | name        | density                                                            |
 |-------------|--------------------------------------------------------------------|
 | `"uniform"` | uniform in `t`                                                     |
 | `"log_snr"` | uniform in `log(σ/α)` between `sigma_min` and `sigma_max`          |
-| `"edm"`     | `log(σ/α) ~ N(mean, std²)`, restricted to the same interval (Karras et al. 2022, arXiv 2206.00364, table 1) |
+| `"edm"`     | `log(σ/α) ~ N(mean, std²)`, restricted to the same interval |
+
+The last is the training distribution of Karras et al. 2022 (arXiv 2206.00364, table 1).
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ class TimeDistribution:
 
     Args:
         name: `"edm"`, `"log_snr"` or `"uniform"`.
-        mean, std: of `log(σ/α)` for `"edm"`. Noise levels are relative to Γ: where Γ is fitted to the data all scales drown at
-            `σ/α = 1`, the default's centre; white noise on smooth fields reaches its largest scales only at higher levels.
+        mean, std: of `log(σ/α)` for `"edm"`. Noise levels are relative to Γ: where Γ is fitted to the data
+            all scales drown at
+            `σ/α = 1`, the default's centre; white noise on smooth fields reaches its largest scales only at
+            higher levels.
         sigma_min, sigma_max: smallest and largest `σ/α`, narrowed to what the law reaches.
         margin: share of the time interval left out at each end by `"uniform"`.
         stratified: one draw in each of `n` equally probable intervals, instead of independent draws.
@@ -71,7 +76,9 @@ class TimeDistribution:
         return self.quantile(law, uniform)
 
     def quantile(self, law: Law, p: Tensor) -> Tensor:
-        """The time below which the distribution has mass `p` in the order from the data outwards, shape of `p`."""
+        """The time below which the distribution has mass `p` in the order from the data outwards, shape of
+        `p`.
+        """
         if self.name == "uniform":
             fraction = self.margin + (1.0 - 2.0 * self.margin) * p
             return law.end_time + (law.start_time - law.end_time) * fraction
@@ -90,7 +97,8 @@ class TimeDistribution:
         low, high = math.log(self.sigma_min), min(math.log(self.sigma_max), start)
         if low >= high:
             raise ValueError(
-                f"the noise level of this law starts at σ/α={math.exp(start):g}, below sigma_min={self.sigma_min:g}"
+                f"the noise level of this law starts at σ/α={math.exp(start):g}, below "
+                f"sigma_min={self.sigma_min:g}"
             )
         return low, high
 

@@ -2,7 +2,7 @@ r"""In which metric a posterior mean is fitted; every choice has the same optimu
 
 | name         | loss per entry                                                       |
 |--------------|----------------------------------------------------------------------|
-| `"network"`  | `(F - target)²`: what the network itself predicts, of unit variance under `edm` and `wiener` |
+| `"network"`  | `(F - target)²`: what the network predicts, of unit variance under `edm`, `wiener` |
 | `"data"`     | `(x - D)²`                                                           |
 | `"whitened"` | `(x - D)ᵀ Γ^{-1} (x - D) / n`, which is `"data"` for the whitened fields |
 """
@@ -38,14 +38,17 @@ def weighted_loss(
 
 
 def check_batch(x: Tensor, denoiser: Denoiser, name: str = "x") -> None:
-    """Raise `ValueError` unless `x` is a finite batch `(B, C, *grid)` of the denoiser's fields, with `B >= 1`."""
+    """Raise `ValueError` unless `x` is a finite batch `(B, C, *grid)` of the denoiser's fields, with `B >=
+    1`.
+    """
     grid = tuple(denoiser.covariance.domain.shape)
     needed = f"(batch, {denoiser.channels}, {', '.join(map(str, grid))})"
     if x.ndim != 2 + len(grid) or tuple(x.shape[2:]) != grid:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; needed {needed}")
     if x.shape[1] != denoiser.channels:
         raise ValueError(
-            f"{name} has {x.shape[1]} channel(s) and the denoiser {denoiser.channels}: needed {needed}; give channels= to the "
+            f"{name} has {x.shape[1]} channel(s) and the denoiser {denoiser.channels}: needed {needed}; "
+            f"give channels= to the "
             "covariance or to the Denoiser"
         )
     if x.shape[0] == 0:
@@ -55,6 +58,7 @@ def check_batch(x: Tensor, denoiser: Denoiser, name: str = "x") -> None:
         bad = ~finite
         fields = bad.flatten(1).any(1).nonzero().flatten().tolist()
         raise ValueError(
-            f"{name} holds {int(bad.sum())} values that are not finite, in field(s) {fields[:5]} of the batch; remove or fill "
+            f"{name} holds {int(bad.sum())} values that are not finite, in field(s) {fields[:5]} of the "
+            f"batch; remove or fill "
             "them before training"
         )

@@ -18,7 +18,8 @@ White = Callable[[tuple[int, ...]], Tensor] | Iterable[Tensor]
 class Noise:
     """Every random number of a sampler: white draws `z`, one per call, coloured to `η = R z` by Γ.
 
-    `white` replaces the draws: a function of the shape, or an iterable of tensors in the order in which they are used (the
+    `white` replaces the draws: a function of the shape, or an iterable of tensors in the order in which they
+    are used (the
     initial state first).
     """
 
@@ -56,7 +57,8 @@ class Noise:
                 return next(self.given)
             except StopIteration:
                 raise ValueError(
-                    f"noise= holds {self.used - 1} white draws and the sampler needs more: one for the initial state and "
+                    f"noise= holds {self.used - 1} white draws and the sampler needs more: one for the "
+                    f"initial state and "
                     f"one per noisy step, each of shape {shape}"
                 ) from None
         return torch.randn(shape, generator=self.generator, dtype=covariance.dtype, device=covariance.device)
@@ -88,7 +90,8 @@ class Solver(ABC):
         self.law = denoiser.conditional_law(**self.condition)
         if self.deterministic and not self.law.deterministic_flow:
             raise RuntimeError(
-                f"solver {type(self).__name__} follows a probability flow, and a bridge that starts from a point has none: "
+                f"solver {type(self).__name__} follows a probability flow, and a bridge that starts from a "
+                f"point has none: "
                 "only noise leads away from it. Use solver='bridge', 'gaussian_sde' or 'euler_maruyama', or "
                 "coupling='independent'"
             )

@@ -2,10 +2,13 @@ r"""Time grids: `steps` intervals from a law's start to its end, in float64.
 
     "uniform"   t_i linear in t
     "log_snr"   log(α²/σ²) linear from the start to the value at σ/α = σ_min
-    "edm"       (σ/α)^{1/7} linear from the start to σ_min        (Karras et al. 2022, arXiv 2206.00364, eq. 5)
+    "edm"       (σ/α)^{1/7} linear from the start to σ_min        (Karras et al. 2022, arXiv 2206.00364, eq.
+    5)
 
-The last two are laid out as if they ended at `σ/α = σ_min`; their last time is then the end itself, where `σ = 0`. A start with no
-signal (`σ/α` infinite: `Cosine`, `Rectified`, bridges) is kept as it is, and the rest laid out from `σ_max` on. The
+The last two are laid out as if they ended at `σ/α = σ_min`; their last time is then the end itself, where `σ
+= 0`. A start with no
+signal (`σ/α` infinite: `Cosine`, `Rectified`, bridges) is kept as it is, and the rest laid out from `σ_max`
+on. The
 noise levels are those of Γ: with Γ of unit variance, standard deviations at one site.
 """
 
@@ -31,7 +34,8 @@ def time_grid(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
 ) -> Tensor:
-    """Times `(steps + 1,)` from `start` (the law's own by default) to the law's end, strictly monotone, float64.
+    """Times `(steps + 1,)` from `start` (the law's own by default) to the law's end, strictly monotone,
+    float64.
 
     Args:
         law: the law of the state given the data.
@@ -42,7 +46,8 @@ def time_grid(
         sigma_max: noise level of the second time where the first has no signal at all.
 
     Raises:
-        ValueError: an unknown name, `steps < 1`, `sigma_min >= sigma_max`, or times that do not lead from the start to the end.
+        ValueError: an unknown name, `steps < 1`, `sigma_min >= sigma_max`, or times that do not lead from the
+            start to the end.
     """
     first = law.start_time if start is None else start
     if isinstance(grid, Tensor):
@@ -76,12 +81,14 @@ def check_times(times: Tensor, first: float, last: float) -> Tensor:
     steps = times.diff() if times.ndim == 1 else times
     if times.ndim != 1 or len(times) < 2 or not bool((steps * (last - first) > 0).all()):
         raise ValueError(
-            f"times of shape {tuple(times.shape)}; needed at least two, strictly monotone from {first:g} to {last:g}"
+            f"times of shape {tuple(times.shape)}; needed at least two, strictly monotone from {first:g} to "
+            f"{last:g}"
         )
     if not math.isclose(float(times[0]), first, abs_tol=1e-12) or not math.isclose(
         float(times[-1]), last, abs_tol=1e-12
     ):
         raise ValueError(
-            f"times run from {float(times[0]):g} to {float(times[-1]):g}; this solver runs from {first:g} to {last:g}"
+            f"times run from {float(times[0]):g} to {float(times[-1]):g}; this solver runs from {first:g} "
+            f"to {last:g}"
         )
     return times

@@ -4,13 +4,16 @@ With `ρ = √(α² + σ²)`, `θ = atan2(σ, α)` and `v = (u - o)/ρ = x cos �
 
     dv/dθ = w(v, θ) = η̂ cos θ - D sin θ,      D = E[x | v],   η̂ = (v - D cos θ)/sin θ,
 
-from `θ = π/2` (noise) to `θ = 0` (data), regular at both ends; in the time of a process it is singular where `σ ~ √t`, in `σ/α` where
+from `θ = π/2` (noise) to `θ = 0` (data), regular at both ends; in the time of a process it is singular where
+`σ ~ √t`, in `σ/α` where
 there is no signal. One step is
 
     ṽ = v_t + (θ_s - θ_t) w_t,      v_s = v_t + (θ_s - θ_t)(w_t + w_s(ṽ))/2
 
-(Heun as in Karras et al. 2022, arXiv 2206.00364, algorithm 1; the angle as in Lu & Song 2024, arXiv 2410.11081, section 3.)
-Exact where the data have the covariance of the noise, for then `w = 0`. Two network calls a step, one in the last.
+(Heun as in Karras et al. 2022, arXiv 2206.00364, algorithm 1; the angle as in Lu & Song 2024, arXiv
+2410.11081, section 3.)
+Exact where the data have the covariance of the noise, for then `w = 0`. Two network calls a step, one in the
+last.
 """
 
 from __future__ import annotations

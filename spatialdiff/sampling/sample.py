@@ -55,19 +55,24 @@ def sample(
         denoiser: the posterior mean: a `Denoiser`, or one of `sd.oracles`.
         n: number of fields.
         steps: number of steps; each calls the network once (`"heun"`: twice, but for the last).
-        solver: `"ancestral"` (alias `"bridge"`: the exact bridge step), `"ddim"`, `"euler"`, `"euler_maruyama"`, `"heun"`,
-            `"gaussian"` (options `order=1|2`, `residual="endpoint"|"plain"`, `data=`), `"gaussian_sde"` (option `data=`).
+        solver: `"ancestral"` (alias `"bridge"`: the exact bridge step), `"ddim"`, `"euler"`,
+            `"euler_maruyama"`, `"heun"`,
+            `"gaussian"` (options `order=1|2`, `residual="endpoint"|"plain"`, `data=`), `"gaussian_sde"`
+            (option `data=`).
         grid: `"log_snr"`, `"uniform"`, `"edm"` (see `time_grid`), or the times themselves.
         generator: source of every random number.
-        start: the initial states `(n, C, *grid)` instead of drawn ones; needed by a bridge with coupling `"paired"`.
-        noise: white draws in place of random ones: a function of the shape, or tensors in the order of their use.
+        start: the initial states `(n, C, *grid)` instead of drawn ones; needed by a bridge with coupling
+            `"paired"`.
+        noise: white draws in place of random ones: a function of the shape, or tensors in the order of their
+            use.
         condition: keyword arguments for the network.
         return_path: return all states, `(steps + 1, n, C, *grid)`, the initial one first.
         progress: show a progress bar.
         sigma_min, sigma_max: of the time grid.
         **options: of the solver.
 
-    Every draw is coloured by Γ, the initial state included. The last step returns the posterior mean, except for the Gaussian
+    Every draw is coloured by Γ, the initial state included. The last step returns the posterior mean, except
+    for the Gaussian
     solvers, whose last step is exact like the others.
 
     Raises:
