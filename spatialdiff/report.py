@@ -19,7 +19,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink);
        font: 17px/1.6 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: 1.35rem; margin: 2.8rem 0 .6rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; }
@@ -28,9 +28,9 @@ li { margin: .3rem 0; }
 .lead { color: var(--soft); font-size: 1.05rem; margin-bottom: 1.4rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse;
-        font: 14px/1.4 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+        font: 13.5px/1.4 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
         font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .34rem .55rem; text-align: right; border-bottom: 1px solid var(--line);
          white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 thead th { border-bottom: 2px solid var(--ink); font-weight: 600; vertical-align: bottom;
@@ -52,6 +52,8 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
          color: var(--soft); font-size: .9rem; }
 @media print { main { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 """
+
+PIXELS_PER_INCH = 90
 
 
 def png(figure: Figure, dpi: int = 130) -> bytes:
@@ -153,14 +155,19 @@ class Page:
 
     def figure(self, picture: Figure | bytes | Path, caption: str = "") -> Page:
         """Add a picture: a matplotlib figure, or a PNG file as bytes or path."""
+        size = ""
         if isinstance(picture, Path):
             data = picture.read_bytes()
+        elif isinstance(picture, bytes):
+            data = picture
         else:
-            data = picture if isinstance(picture, bytes) else png(picture)
+            data = png(picture)
+            # letters of one size in all pictures, whatever their width
+            size = f' style="width: {round(float(picture.get_size_inches()[0]) * PIXELS_PER_INCH)}px"'
         source = base64.b64encode(data).decode()
         below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         self._parts.append(
-            f'<figure><img alt="{escape(caption or self.title)}" src="data:image/png;base64,{source}">'
+            f'<figure><img alt="{escape(caption or self.title)}" src="data:image/png;base64,{source}"{size}>'
             f"{below}</figure>"
         )
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,22 +32,26 @@ def demo(
         progress: show progress bars.
         seed: seed of everything.
     """
-    from spatialdiff.demo.page import terminal_table, write
-    from spatialdiff.demo.pipeline import STAGES, run
+    from spatialdiff.demo.page import write
+    from spatialdiff.demo.pipeline import MODELS, STAGES, folder_name, run
     from spatialdiff.demo.progress import Stages
 
     begun = time.perf_counter()
+    for model in MODELS:  # of a run that is being replaced
+        shutil.rmtree(out / folder_name(model), ignore_errors=True)
     found = out.describe(config, seed)
     stages = Stages(STAGES + 1, "spatialdiff demo", progress)
     result = run(settings, out.path, seed, stages)
     with stages.stage("writing the report"):
         report = write(result, settings, out, config, seed, found, quick)
     stages.close()
-    say("", terminal_table(result), "", f"{time.perf_counter() - begun:.0f} s in all. Report: {report}")
+    say("", result.comparison.table(), "", f"{time.perf_counter() - begun:.0f} s in all. Report: {report}")
 
 
 def _add_settings(parser: ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="Small settings: under a minute, barely trained.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Small settings: under a minute, barely trained."
+    )
     parser.add_class_arguments(DemoConfig, instantiate=False)
 
 

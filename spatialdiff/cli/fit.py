@@ -14,9 +14,9 @@ from spatialdiff.cli.command import Command, arguments, resolved, say
 from spatialdiff.cli.files import Setting, write_fit
 from spatialdiff.cli.objects import basis_of, kernel_config, one_kernel, seeded, with_channel
 from spatialdiff.data import FieldData
-from spatialdiff.demo.figures import gallery
 from spatialdiff.fitting import FitResult, FitWarning
 from spatialdiff.fitting import fit as fit_fields
+from spatialdiff.plotting import gallery
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
 
@@ -110,7 +110,7 @@ COMMAND = Command(
     fit,
     {
         "data": {"class_path": "spatialdiff.data.terrain"},
-        "kernel": {"class_path": "spatialdiff.kernels.Matern", "init_args": {"nu": 1.5, "lengthscale": 4.0}},
+        "kernel": {"class_path": "spatialdiff.kernels.Matern", "init_args": {"nu": 1.5, "lengthscale": 1.0}},
     },
 )
 

@@ -13,8 +13,8 @@ from spatialdiff.cli.command import Command, absolute, arguments, resolved, say
 from spatialdiff.cli.files import read_fit, write_fields
 from spatialdiff.cli.model import ModelConfig
 from spatialdiff.cli.objects import seeded
-from spatialdiff.demo.figures import gallery
 from spatialdiff.denoisers import Denoiser
+from spatialdiff.plotting import gallery
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
 from spatialdiff.sampling import sample as draw

@@ -12,8 +12,8 @@ from spatialdiff.cli.command import Command, absolute, arguments, resolved, say
 from spatialdiff.cli.files import read_fit
 from spatialdiff.cli.objects import one_kernel, seeded, with_channel
 from spatialdiff.covariance import Covariance, covariance
-from spatialdiff.demo.figures import gallery
 from spatialdiff.domains import Grid
+from spatialdiff.plotting import gallery
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
 

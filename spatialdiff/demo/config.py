@@ -16,6 +16,8 @@ class DemoConfig:
 
     Args:
         patch: side of the terrain patches, in grid cells; a multiple of 2**depth.
+        stride: distance between training patches, in cells; they overlap where it is below `patch`.
+        flips: add the mirror images of the training patches.
         noise: Γ of the correlated models: "spectrum" (smoothed spectrum of the data) or "kernel" (the fitted
             kernel).
         kernel: covariance function fitted by maximum likelihood, a Matérn where none is named; a list is a
@@ -40,6 +42,8 @@ class DemoConfig:
     """
 
     patch: int = 32
+    stride: int = 4
+    flips: bool = False
     noise: Literal["spectrum", "kernel"] = "spectrum"
     kernel: Kernel | list[Kernel] | None = None
     fit_method: Literal["auto", "exact", "whittle"] = "auto"

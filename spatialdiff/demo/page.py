@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spatialdiff.demo.config import DemoConfig
-from spatialdiff.demo.figures import error_by_steps, gallery
+from spatialdiff.demo.figures import error_by_steps
 from spatialdiff.demo.pipeline import (
     COLORS,
     CORRELATED,
@@ -16,11 +16,13 @@ from spatialdiff.demo.pipeline import (
     DemoResult,
     label,
 )
-from spatialdiff.demo.reading import reading
+from spatialdiff.demo.reading import best_rows, reading
+from spatialdiff.evaluation.report import FLOOR, REFERENCE, TRAINING
+from spatialdiff.plotting import GAUSSIAN, REAL, gallery, panels, training_curves
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
 
-FLOOR = "floor: real against real"
+NEAREST = "nearest"
 
 
 def number(value: float) -> str:
@@ -29,45 +31,15 @@ def number(value: float) -> str:
 
 
 def rows(result: DemoResult) -> dict[str, dict[str, float]]:
-    """Row → metric → error: the floor, the Gaussian field, then each model at each number of steps."""
-    names = [GAUSSIAN_FIELD, *(label(model, steps) for model, steps in result.fields)]
-    return {FLOOR: dict(result.floor), **{name: dict(result.errors[name]) for name in names}}
-
-
-def best_of(table: Mapping[str, Mapping[str, float]]) -> set[tuple[str, str]]:
-    """The smallest error of each column, among the candidates."""
-    candidates = [name for name in table if name != FLOOR]
+    """Row → metric → error: the floor, the training terrain, the Gaussian field, each model at each number of
+    steps."""
+    comparison = result.comparison
+    training = {} if comparison.training is None else {TRAINING: comparison.training}
     return {
-        (min(candidates, key=lambda name, m=metric: table[name][m]), metric)  # type: ignore[misc]
-        for metric in table[FLOOR]
+        FLOOR: dict(comparison.floor),
+        **training,
+        **{name: comparison.errors(name) for name in comparison.names},
     }
-
-
-def terminal_table(result: DemoResult) -> str:
-    """The table as text, the smallest error of each column starred."""
-    table = rows(result)
-    best = best_of(table)
-    metrics = list(table[FLOOR])
-    width = max(map(len, table))
-    columns = [max(len(metric), 8) for metric in metrics]
-    lines = [
-        " " * width
-        + "  "
-        + "  ".join(f"{metric:>{size}} " for metric, size in zip(metrics, columns, strict=True)),
-        "-" * (width + 2 + sum(size + 3 for size in columns)),
-    ]
-    for name, errors in table.items():
-        cells = [
-            f"{number(errors[metric]):>{size}}{'*' if (name, metric) in best else ' '}"
-            for metric, size in zip(metrics, columns, strict=True)
-        ]
-        lines.append(f"{name:<{width}}  " + "  ".join(cells))
-        if name in (GAUSSIAN_FIELD,):
-            lines.append("")
-    lines.append(
-        "Every number is a distance to held-out terrain: smaller is better, * the smallest of a column."
-    )
-    return "\n".join(lines)
 
 
 def _what_was_done(result: DemoResult, config: DemoConfig) -> list[str]:
@@ -104,9 +76,9 @@ def write(
     quick: bool,
 ) -> Path:
     """Write `report.html`, the pictures, the table and the fields; returns the path of the page."""
+    comparison = result.comparison
     table = rows(result)
-    best = best_of(table)
-    metrics = list(table[FLOOR])
+    metrics = list(comparison.floor)
     names = list(table)
     most = max(config.sample_steps)
     out.write_csv("metrics.csv", [{"fields": name, **errors} for name, errors in table.items()])
@@ -129,32 +101,100 @@ def write(
     drawn = gallery(pictures, columns=config.shown, label=units)
     out.write_picture("fields.png", drawn)
     page.figure(
-        drawn, f"One colour scale for all; the models with {most} steps. Not chosen: the first of each."
+        drawn,
+        f"One colour scale for all; the models with {most} steps. Not chosen: the first of each. The three "
+        f"models start from "
+        "the same white draws, so that a column shows what each makes of them.",
     )
 
     page.section("How far from real terrain")
-    cells = [[name, *(number(table[name][metric]) for metric in metrics)] for name in names]
+    copying = {name: number(found["ratio"]) for name, found in comparison.nearest.items()}
+    cells = [[name, *(number(table[name][m]) for m in metrics), copying.get(name, "")] for name in names]
+    least = [(min(comparison.names, key=lambda name, m=m: table[name][m]), m) for m in metrics]  # type: ignore[misc]
     page.table(
-        ["", *metrics],
+        ["", *metrics, NEAREST],
         cells,
-        "Distances to held-out terrain: smaller is better, the smallest of each column in colour. "
-        "The floor is what two halves of the held-out terrain differ by.",
-        best=[(names.index(name), metrics.index(metric) + 1) for name, metric in best],
-        reference=[0, 1],
+        f"Distances to held-out terrain: smaller is better, the smallest of each column in colour. The floor "
+        f"is what two "
+        f"halves of the held-out terrain differ by; the training terrain comes from other parts of the map, "
+        f"and no model "
+        f"of it can be asked for less. All by {comparison.splits} random splits into samples of "
+        f"{comparison.size}. The last "
+        "column is the distance to the nearest training patch over that of held-out patches: near 1 is new, "
+        "far below is a "
+        "copy.",
+        best=[(names.index(name), metrics.index(m) + 1) for name, m in least],
+        reference=[i for i, name in enumerate(names) if name in (FLOOR, TRAINING, GAUSSIAN_FIELD)],
         rules=[names.index(label(model, config.sample_steps[0])) for model in MODELS],
     )
+    page.code("\n".join(f"{m:<16} {comparison.meanings[m]}" for m in metrics), "What each column is")
     page.subsection("What the numbers say")
     errors = {model: {steps: table[label(model, steps)] for steps in config.sample_steps} for model in MODELS}
-    page.items(reading(errors, table[GAUSSIAN_FIELD], table[FLOOR], WHITE, CORRELATED))
+    base = {m: max(table[FLOOR][m], table.get(TRAINING, table[FLOOR])[m]) for m in metrics}
+    page.items(reading(errors, table[GAUSSIAN_FIELD], base, WHITE, CORRELATED))
+    best = best_rows(errors, table[GAUSSIAN_FIELD], base)
+    page.table(
+        ["", "closest model", "over the base", "Gaussian field over the base"],
+        [[metric, name, f"{ratio:.2f}", f"{gaussian:.2f}"] for metric, name, ratio, gaussian in best],
+    )
     page.text(
-        f"One training run and {config.samples} fields each: a difference between two rows that is smaller "
-        f"than the floor "
-        "may be chance."
+        "The base is, for each column, the larger of the floor and of the distance of the training terrain. "
+        "One "
+        f"training run and {config.samples} fields each: a difference that is small beside the base may be "
+        f"chance."
     )
     by_metric = {
         m: {model: {s: e[m] for s, e in by.items()} for model, by in errors.items()} for m in metrics
     }
-    figure = error_by_steps(by_metric, COLORS, table[GAUSSIAN_FIELD], table[FLOOR])
+    figure = error_by_steps(by_metric, COLORS, table[GAUSSIAN_FIELD], base)
     out.write_picture("steps.png", figure)
     page.figure(figure, "Error against the number of sampling steps.")
+
+    page.section("Where they differ")
+    colors = {REFERENCE: REAL, GAUSSIAN_FIELD: GAUSSIAN, **{label(m, most): COLORS[m] for m in MODELS}}
+    diagrams = [panel.only(list(colors)) for panel in comparison.curves.values()]
+    first = [panel for panel in diagrams if panel.ratio_to is not None]
+    second = [panel for panel in diagrams if panel.ratio_to is None]
+    captions = (
+        "Spectrum and variogram, and below them their ratios to the real terrain. They see the covariance "
+        "only, which the "
+        "Gaussian field has by construction. Lengths in km; the grey band is where halves of the held-out "
+        "terrain lie.",
+        "Distributions of values, slopes and second differences: what is not Gaussian shows here.",
+    )
+    for name, group, caption in zip(("spectra", "distributions"), (first, second), captions, strict=True):
+        figure = panels(group, colors, dashed=[GAUSSIAN_FIELD])
+        out.write_picture(f"{name}.png", figure)
+        page.figure(figure, caption)
+
+    page.section("Γ")
+    page.text("The kernel by maximum likelihood, for its parameters:").code(str(result.parametric))
+    page.text("The smoothed spectrum:").code(str(result.spectrum))
+    chosen = "the smoothed spectrum" if config.noise == "spectrum" else "the fitted kernel"
+    page.text(f"The noise of the correlated models has {chosen}.").code(str(result.gamma.report))
+
+    page.section("Training")
+    figure = training_curves(result.curves, COLORS)
+    out.write_picture("training.png", figure)
+    page.figure(
+        figure,
+        "Mean square error of what the network predicts, recorded values faint, their running mean in front. "
+        "The models "
+        "predict different things, so that only the shapes compare, not the heights.",
+    )
+    columns = ["", "training", *(f"{steps} steps" for steps in config.sample_steps)]
+    seconds = [
+        [
+            model,
+            f"{result.training[model]:.1f} s",
+            *(f"{result.sampling[model, steps]:.1f} s" for steps in config.sample_steps),
+        ]
+        for model in MODELS
+    ]
+    page.table(columns, seconds, f"Time to train, and to generate {config.samples} fields.")
+    page.pairs({name: f"{took:.1f} s" for name, took in result.seconds.items()}, "Time of each stage.")
+    page.provenance(text, seed, found, (out / "command.txt").read_text())
+    out.write_json("timings.json", {"stages": result.seconds, "training": result.training})
+    fields = {f"{model} {steps}".replace(" ", "_"): x for (model, steps), x in result.fields.items()}
+    out.write_arrays("fields.npz", gaussian=result.gaussian, held_out=result.data.test, **fields)
     return page.save(out / "report.html")

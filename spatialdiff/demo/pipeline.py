@@ -15,13 +15,14 @@ from torch import Tensor
 from spatialdiff.covariance import Covariance, covariance, white
 from spatialdiff.data import FieldData, terrain
 from spatialdiff.demo.config import DemoConfig
-from spatialdiff.demo.figures import PALETTE
 from spatialdiff.denoisers import Denoiser
+from spatialdiff.domains import Grid
 from spatialdiff.evaluation import compare
 from spatialdiff.fitting import FitResult, FitWarning, fit
 from spatialdiff.kernels import Matern, Sum
 from spatialdiff.networks import UNet
 from spatialdiff.objectives import BridgeMixture, Denoising
+from spatialdiff.plotting import PALETTE
 from spatialdiff.processes import VP, BrownianBridge
 from spatialdiff.sampling import sample
 from spatialdiff.training import Trainer
@@ -74,28 +75,23 @@ class DemoResult:
     comparison: Report
     seconds: dict[str, float]
 
-    @property
-    def errors(self) -> dict[str, dict[str, float]]:
-        """Row → metric → distance to held-out terrain."""
-        return {name: self.comparison.errors(name) for name in self.comparison.names}
-
-    @property
-    def floor(self) -> dict[str, float]:
-        """Metric → what two halves of the held-out terrain differ by."""
-        return self.comparison.floor
-
 
 def label(model: str, steps: int) -> str:
     """The name of a row."""
     return f"{model}, {steps} steps"
 
 
-def demo_kernel(config: DemoConfig) -> Kernel:
+def folder_name(model: str) -> str:
+    """Where a model's checkpoints are, inside the run folder."""
+    return model.replace(" ", "-")
+
+
+def demo_kernel(config: DemoConfig, grid: Grid) -> Kernel:
     """The kernel to fit: a Matérn unless the configuration names another."""
     if isinstance(config.kernel, Kernel):
         return config.kernel
     if config.kernel is None or config.kernel == []:
-        return Matern(nu=1.5, lengthscale=config.patch / 6)
+        return Matern(nu=1.5, lengthscale=min(grid.extent) / 6)
     return config.kernel[0] if len(config.kernel) == 1 else Sum(*config.kernel)
 
 
@@ -120,12 +116,12 @@ def objective_for(
 def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResult:
     """Do it all; checkpoints and training metrics go into `folder`."""
     with stages.stage("reading terrain"):
-        data = terrain(patch=config.patch)
+        data = terrain(patch=config.patch, stride=config.stride, flips=config.flips)
         train, test, grid = data.train, data.test, data.grid
     with stages.stage("fitting Γ"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)  # they are in the printed result
         spectrum = fit(None, train, grid, method="spectrum", basis="cosine")
-        parametric = fit(demo_kernel(config), train, grid, method=config.fit_method)
+        parametric = fit(demo_kernel(config, grid), train, grid, method=config.fit_method)
     stages.say(str(parametric) + "\n")
     generator = torch.Generator().manual_seed(seed)
     with stages.stage("simulating Γ"):
@@ -146,7 +142,7 @@ def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResu
             torch.manual_seed(seed)
             noise = white(grid) if model == WHITE else gamma
             objective = objective_for(model, config, noise.float(), (spectrum.mean, data_covariance))
-            home = folder / model.replace(" ", "-")
+            home = folder / folder_name(model)
             trainer = Trainer(
                 objective,
                 run_dir=home,

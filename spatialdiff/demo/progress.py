@@ -43,8 +43,7 @@ class Stages:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        if self.show:
-            self._bar.write(text, file=sys.stdout)
+        self._bar.write(text, file=sys.stdout)
 
     def steps(self, total: int, name: str) -> Any:
         """A bar for the steps inside a stage."""

@@ -1,8 +1,8 @@
 """What the numbers say, in sentences made from the numbers.
 
-Every error is smaller for better fields, and has a floor: what two halves of the real data differ by. Two
+Every error is smaller for better fields, and has a base: what real data differ by. Two
 errors are called different only where they differ by more than a tenth of the larger one and by more than a
-tenth of the floor.
+tenth of the base.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def against(name: str, errors: Errors, other: str, others: Errors, floor: Errors
 def at_floor(name: str, errors: Errors, floor: Errors) -> str | None:
     """One sentence on which errors are within a quarter of the floor; None where none is."""
     reached = [metric for metric in errors if errors[metric] <= 1.25 * floor[metric]]
-    return f"{name} is at the floor, within a quarter of it, on {listed(reached)}." if reached else None
+    return f"{name} is within a quarter of the base on {listed(reached)}." if reached else None
 
 
 def enough(by_steps: Mapping[int, Errors], floor: Errors) -> int:
@@ -61,39 +61,43 @@ def enough(by_steps: Mapping[int, Errors], floor: Errors) -> int:
 
 
 def reading(
-    errors: Mapping[str, Mapping[int, Errors]], gaussian: Errors, floor: Errors, reference: str, compared: str
+    errors: Mapping[str, Mapping[int, Errors]], gaussian: Errors, base: Errors, reference: str, compared: str
 ) -> list[str]:
-    """Sentences on all models: against the Gaussian field, the floor, each other, and the number of steps.
+    """Sentences on all models: against the Gaussian field, the base, each other, and the number of steps.
 
     Args:
         errors: model → sampling steps → metric → error.
         gaussian: metric → error of the fitted Gaussian field.
-        floor: metric → what two halves of the real data differ by.
+        base: metric → what real data differ by.
         reference, compared: the models of the last sentences (white and correlated noise).
     """
     sentences = []
-    most = max(next(iter(errors.values())))
-    fewest = min(next(iter(errors.values())))
+    counts = sorted(next(iter(errors.values())))
     for model, by_steps in errors.items():
-        name = f"{model[0].upper()}{model[1:]} with {most} steps"
-        sentences.append(against(name, by_steps[most], "the fitted Gaussian field", gaussian, floor))
-        reached = at_floor(name, by_steps[most], floor)
-        if reached is not None:
-            sentences.append(reached)
-    counts = [f"{model}: {enough(by_steps, floor)}" for model, by_steps in errors.items()]
-    if len(next(iter(errors.values()))) > 1:
-        sentences.append(f"Steps after which more of them gain nothing on any measure: {'; '.join(counts)}.")
-    for steps in dict.fromkeys((fewest, most)):
+        name = f"{model[0].upper()}{model[1:]} with {counts[-1]} steps"
+        sentence = against(name, by_steps[counts[-1]], "the fitted Gaussian field", gaussian, base)
+        reached = at_floor("It", by_steps[counts[-1]], base)
+        sentences.append(sentence if reached is None else f"{sentence} {reached}")
+    if len(counts) > 1:
+        fewest = [f"{enough(by_steps, base)} for {model}" for model, by_steps in errors.items()]
+        sentences.append(f"Steps after which more of them gain nothing on any measure: {listed(fewest)}.")
+    for steps in dict.fromkeys((counts[0], counts[-1])):
         name = f"With {steps} steps, {compared}"
-        sentences.append(against(name, errors[compared][steps], reference, errors[reference][steps], floor))
-    for metric in gaussian:
-        rows = {(model, steps): e[metric] for model, by in errors.items() for steps, e in by.items()}
-        model, steps = min(rows, key=lambda row: rows[row])
-        ratio = rows[model, steps] / floor[metric] if floor[metric] else float("inf")
-        sentences.append(
-            f"Best on {metric}: {model}, {steps} steps, {ratio:.1f} times the floor "
-            f"(the Gaussian field: {gaussian[metric] / floor[metric]:.1f})."
-            if floor[metric]
-            else f"Best on {metric}: {model}, {steps} steps."
-        )
+        sentences.append(against(name, errors[compared][steps], reference, errors[reference][steps], base))
     return sentences
+
+
+def best_rows(
+    errors: Mapping[str, Mapping[int, Errors]], gaussian: Errors, base: Errors
+) -> list[tuple[str, str, float, float]]:
+    """Of each metric: its name, the row with the smallest error, and this and the Gaussian field's error over
+    the base."""
+    found = []
+    for metric in gaussian:
+        rows = {
+            f"{model}, {steps} steps": e[metric] for model, by in errors.items() for steps, e in by.items()
+        }
+        name = min(rows, key=lambda row, r=rows: r[row])  # type: ignore[misc]
+        unit = base[metric] or float("nan")
+        found.append((metric, name, rows[name] / unit, gaussian[metric] / unit))
+    return found

@@ -10,7 +10,7 @@ import yaml
 
 from spatialdiff.cli import main
 from spatialdiff.demo import DemoConfig
-from spatialdiff.demo.reading import against, at_floor, enough, listed, reading
+from spatialdiff.demo.reading import against, at_floor, best_rows, enough, listed, reading
 
 TINY = [
     "--quick",
@@ -33,7 +33,7 @@ def table(folder):
 
 def test_the_demo_leaves_all_that_it_promises(run):
     rows = table(run)
-    assert len(rows) == 2 + 3 * 2  # floor, Gaussian field, three models at two numbers of steps
+    assert len(rows) == 3 + 3 * 2  # floor, training, Gaussian field, three models at two numbers of steps
     names = {path.name for path in run.iterdir()}
     assert {"report.html", "config.yaml", "versions.json", "seed.txt", "metrics.csv"} <= names
     assert sum(name.endswith(".png") for name in names) >= 5
@@ -69,7 +69,11 @@ def test_another_kernel_by_one_line(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"patch": 30}, "multiple of 4"), ({"samples": 0}, "at least 1"), ({"sample_steps": ()}, "sample_steps")],
+    [
+        ({"patch": 30}, "multiple of 4"),
+        ({"samples": 0}, "at least 1"),
+        ({"sample_steps": ()}, "sample_steps"),
+    ],
 )
 def test_settings_that_cannot_be(options, says):
     with pytest.raises(ValueError, match=says):
@@ -84,7 +88,7 @@ def test_sentences_follow_the_numbers():
     assert "cannot be told" in against("M", {"a": 2.0, "b": 3.0}, "G", {"a": 2.1, "b": 3.05}, FLOOR)
     text = against("M", {"a": 1.0, "b": 5.0}, "G", {"a": 2.0, "b": 3.0}, FLOOR)
     assert text == "M is closer to the real terrain than G on a, and further from it on b."
-    assert at_floor("M", {"a": 1.2, "b": 1.3}, FLOOR) == "M is at the floor, within a quarter of it, on a."
+    assert at_floor("M", {"a": 1.2, "b": 1.3}, FLOOR) == "M is within a quarter of the base on a."
     assert at_floor("M", {"a": 2.0, "b": 1.3}, FLOOR) is None
 
 
@@ -98,6 +102,12 @@ def test_fewest_steps_that_are_enough():
 
 def test_reading_names_the_best_row():
     errors = {"white": {4: {"a": 4.0, "b": 2.0}}, "coloured": {4: {"a": 2.0, "b": 3.0}}}
+    assert best_rows(errors, {"a": 5.0, "b": 2.0}, {"a": 2.0, "b": 1.0}) == [
+        ("a", "coloured, 4 steps", 1.0, 2.5),
+        ("b", "white, 4 steps", 2.0, 2.0),
+    ]
     text = " ".join(reading(errors, {"a": 5.0, "b": 2.0}, FLOOR, "white", "coloured"))
-    assert "Best on a: coloured, 4 steps, 2.0 times the floor (the Gaussian field: 5.0)" in text
-    assert "Best on b: white, 4 steps" in text
+    assert (
+        "With 4 steps, coloured is closer to the real terrain than white on a, and further from it on b."
+        in text
+    )
