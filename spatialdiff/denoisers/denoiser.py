@@ -1,8 +1,7 @@
 r"""A network made into the posterior mean: `D(u, t) = decode(network(encode(u, t)))`.
 
 Prediction types are in `predictions`, scalings in `preconditioning`; both are exact changes of variables, so
-for every
-choice the best network gives the same `D(u, t) = E[x | u_t = u]`.
+for every choice the best network gives the same `D(u, t) = E[x | u_t = u]`.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ class Denoiser(PosteriorMean):
 
     Args:
         network: called as `network(state, t, **condition)` with state `(B, C, *grid)` and time `(B,)`;
-            returns
-            `(B, C, *grid)`. Its time input is `t` with `"none"`, `log(σ/α)/4` otherwise.
+            returns `(B, C, *grid)`. Its time input is `t` with `"none"`, `log(σ/α)/4` otherwise.
         process: a `NoiseProcess`, or a `Bridge` (whose coupling is given here or by `BridgeMixture`).
         prediction: `"data"`, `"noise"` (the coloured η), `"white_noise"` (z of η = R z; square R only),
             `"velocity"`.
@@ -50,8 +48,7 @@ class Denoiser(PosteriorMean):
 
     Raises:
         ValueError: unknown prediction or preconditioning, `"wiener"` without `data`, `"white_noise"` with a Γ
-            whose factor
-            is not square, channel counts or couplings that contradict each other.
+            whose factor is not square, channel counts or couplings that contradict each other.
 
     Sources: docs/theory, "Denoising"; Karras et al. 2022 (arXiv 2206.00364) for `"edm"`.
     """

@@ -3,22 +3,19 @@ r"""How a network's input and output are scaled, so that both stay of order one.
 `none`: the network sees `(u, t)` and returns a prediction (`predictions`) as it is.
 
 `edm` and `wiener`: under a Gaussian model of the data, with posterior mean `m`, posterior variance `V` and
-state variance
-`P` (`gaussian`), the network sees the whitened state and returns the standardised residual of the data,
+state variance `P` (`gaussian`), the network sees the whitened state and returns the standardised residual of
+the data,
 
     D(u, t) = m(u, t) ± V^{1/2} F(P^{-1/2} (u - φ μ - o), c),      c = log(σ/φ)/4 in [-5, 5].
 
 - `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it input and target are white at
-  every time, and
-  a network that returns zero is the exact Gaussian posterior mean.
+  every time, and a network that returns zero is the exact Gaussian posterior mean.
 - `edm`: the same with pixels for modes, `c = σ_data²`, `γ` the mean variance of Γ. That is the
-  preconditioning of
-  Karras et al. 2022 (arXiv 2206.00364, table 1) for any `φ`, `σ` and Γ of any variance, written without
-  `1/φ`.
+  preconditioning of Karras et al. 2022 (arXiv 2206.00364, table 1) for any `φ`, `σ` and Γ of any variance,
+  written without `1/φ`.
 
 The standardised residual of the data at fixed `u` is that of the noise and of the velocity up to sign (all
-are linear in
-one another), so a `prediction` other than `data` only turns the sign: minus.
+are linear in one another), so a `prediction` other than `data` only turns the sign: minus.
 """
 
 from __future__ import annotations

@@ -3,11 +3,9 @@ r"""Bridge mixtures: the posterior mean of the endpoint by regression on bridges
     min  E_t E ‖target(x_τ, t) - F(X_t, t)‖²,      X_t ~ N(c_0 x_0 + c_τ x_τ, v_b Γ),   (x_0, x_τ) ~ Π
 
 The mixture of the bridges over Π is then the diffusion with drift `αβ X + β a(t,τ)(E[X_τ | X_t] - a(t,τ)
-X)/v(t,τ)`, which carries the law
-of `x_0` to the data (Peluchetti, arXiv 2312.14589). Γ cancels in the drift: training needs draws from `N(0,
-Γ)` and nothing else.
-Where `x_0` given `x_τ` is Gaussian it is integrated out, and a state is drawn in one go from its law given
-the data.
+X)/v(t,τ)`, which carries the law of `x_0` to the data (Peluchetti, arXiv 2312.14589). Γ cancels in the drift:
+training needs draws from `N(0, Γ)` and nothing else. Where `x_0` given `x_τ` is Gaussian it is integrated
+out, and a state is drawn in one go from its law given the data.
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ class BridgeMixture(nn.Module):
     Raises:
         TypeError: the denoiser is for a noise process.
         ValueError: unknown names, a coupling that contradicts the denoiser's; when called, a batch of another
-            shape or with values
-            that are not finite, pairs where none are used or none where they are.
+            shape or with values that are not finite, pairs where none are used or none where they are.
         RuntimeError: no coupling, neither here nor in the denoiser.
 
     Source: Peluchetti, arXiv 2312.14589.

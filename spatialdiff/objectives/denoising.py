@@ -3,8 +3,7 @@ r"""Denoising: the posterior mean by regression on noised data.
     min  E_t E_{x, η} ‖target(x, η, t) - F(u_t, t)‖²,      u_t = α_t x + σ_t η,   η ~ N(0, Γ)
 
 (Song et al. 2021, arXiv 2011.13456, eq. 7, and Vincent 2011.) Γ enters through the draw of η, and through the
-metric only where
-`weighting="whitened"` asks for it.
+metric only where `weighting="whitened"` asks for it.
 """
 
 from __future__ import annotations

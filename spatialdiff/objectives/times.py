@@ -1,8 +1,7 @@
 r"""Which times an objective looks at.
 
 A distribution is a quantile function; stratified draws are `q((U + i)/n mod 1)` with one uniform `U` per
-batch, so that a batch covers
-all times evenly (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+batch, so that a batch covers all times evenly (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
 
 | name        | density                                                            |
 |-------------|--------------------------------------------------------------------|
@@ -33,9 +32,8 @@ class TimeDistribution:
     Args:
         name: `"edm"`, `"log_snr"` or `"uniform"`.
         mean, std: of `log(σ/α)` for `"edm"`. Noise levels are relative to Γ: where Γ is fitted to the data
-            all scales drown at
-            `σ/α = 1`, the default's centre; white noise on smooth fields reaches its largest scales only at
-            higher levels.
+            all scales drown at `σ/α = 1`, the default's centre; white noise on smooth fields reaches its
+            largest scales only at higher levels.
         sigma_min, sigma_max: smallest and largest `σ/α`, narrowed to what the law reaches.
         margin: share of the time interval left out at each end by `"uniform"`.
         stratified: one draw in each of `n` equally probable intervals, instead of independent draws.

@@ -3,9 +3,8 @@ r"""Exact posterior steps with the posterior mean in place of the data: order 1 
     u_s = A u_t + b D(u_t, t) + √V η,      (A, b, V) of u_s | u_t, x ~ N(A u_t + b x, V Γ)
 
 For a noise process this is the ancestral sampler of Ho et al. 2020 (arXiv 2006.11239, eq. 6–7), for a bridge
-the exact bridge
-step towards the predicted endpoint (Peluchetti, arXiv 2312.14589); exact in one step where the data are a
-single field.
+the exact bridge step towards the predicted endpoint (Peluchetti, arXiv 2312.14589); exact in one step where
+the data are a single field.
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ class Noise:
     """Every random number of a sampler: white draws `z`, one per call, coloured to `η = R z` by Γ.
 
     `white` replaces the draws: a function of the shape, or an iterable of tensors in the order in which they
-    are used (the
-    initial state first).
+    are used (the initial state first).
     """
 
     def __init__(
@@ -76,12 +75,10 @@ class Solver(ABC):
     Attributes:
         order: the order of convergence.
         deterministic: True where only the initial state is random; such a solver needs a probability flow.
-        from_fitted: True where the solver draws its initial state from the fitted Gaussian marginal.
     """
 
     order: int
     deterministic: ClassVar[bool] = False
-    from_fitted: ClassVar[bool] = False
 
     def __init__(self, denoiser: PosteriorMean, noise: Noise, condition: Mapping[str, Any]) -> None:
         self.denoiser = denoiser

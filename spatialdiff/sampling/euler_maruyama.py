@@ -3,10 +3,8 @@ r"""Euler–Maruyama for the SDE that leads to the data: order 1 in law.
     u_s = u_t + b(u_t, D, t) |s - t| + g(t) √|s - t| η
 
 with `b` the reverse-time drift of a noise process (Song et al. 2021, arXiv 2011.13456, eq. 6) or the drift of
-a bridge mixture
-(Peluchetti, arXiv 2312.14589). Where the SDE is singular at its start (`Cosine`, `Rectified`: no signal is
-left there) it begins at
-the law's `sde_start_time`.
+a bridge mixture (Peluchetti, arXiv 2312.14589). Where the SDE is singular at its start (`Cosine`,
+`Rectified`: no signal is left there) it begins at the law's `sde_start_time`.
 """
 
 from __future__ import annotations

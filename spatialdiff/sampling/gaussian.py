@@ -1,8 +1,7 @@
 r"""The exact Gaussian step: no discretisation error on the fitted Gaussian part of the data.
 
 Split the posterior mean `D = m + r` into that of the fitted `N(μ, C)` and the rest. Per mode, with `P = α² c
-+ σ² γ`, the flow of
-the first part is solved exactly, and with the residual extended over the step
++ σ² γ`, the flow of the first part is solved exactly, and with the residual extended over the step
 
     u_s - o_s = α_s μ + M (u_t - o_t - α_t μ) + κ r,      M = √(P_s / P_t),      ρ = α_t σ_s / (α_s σ_t)
 
@@ -10,16 +9,13 @@ the first part is solved exactly, and with the residual extended over the step
     "plain":     κ = α_s (1 - ρ)                              DDIM's coefficient in every mode
 
 (docs/theory, "Gaussian oracles". The endpoint form there is `(α_s - α_t M) P_t / (σ_t² γ)`, which is this
-without its cancellation.)
-With `r = 0` one step of any length is exact. Otherwise the order is 1; `order=2` extrapolates `r P / (σ² γ)`
-linearly in `log(σ/α)`
-from the step before, as the multistep DPM-Solver++ does for `D` (Lu et al. 2022, arXiv 2211.01095, algorithm
-2).
+without its cancellation.) With `r = 0` one step of any length is exact. Otherwise the order is 1; `order=2`
+extrapolates `r P / (σ² γ)` linearly in `log(σ/α)` from the step before, as the multistep DPM-Solver++ does
+for `D` (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
 `gaussian_sde` does the same for the stochastic step: `u_s = A u_t + b D + √(V + b² W/γ) η`, with `W = c σ² γ
-/ P` the variance of the
-data given the state, so that `r = 0` is exact in law; it needs no probability flow and so serves bridges from
-a fixed point. Order 1.
+/ P` the variance of the data given the state, so that `r = 0` is exact in law; it needs no probability flow
+and so serves bridges from a fixed point. Order 1.
 """
 
 from __future__ import annotations
@@ -38,8 +34,6 @@ from spatialdiff.sampling.base import Noise, Solver
 
 class FittedSolver(Solver):
     """A solver that knows the Gaussian part of the data: from the denoiser, or given as `data`."""
-
-    from_fitted = True
 
     def __init__(
         self, denoiser: PosteriorMean, noise: Noise, condition: Mapping[str, Any], *, data: Any = None

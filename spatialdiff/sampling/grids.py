@@ -6,9 +6,8 @@ r"""Time grids: `steps` intervals from a law's start to its end, in float64.
     5)
 
 The last two are laid out as if they ended at `σ/α = σ_min`; their last time is then the end itself, where `σ
-= 0`. A start with no
-signal (`σ/α` infinite: `Cosine`, `Rectified`, bridges) is kept as it is, and the rest laid out from `σ_max`
-on. The
+= 0`. A start with no signal (`σ/α` infinite: `Cosine`, `Rectified`, bridges) is kept as it is, and the rest
+laid out from `σ_max` on. The
 noise levels are those of Γ: with Γ of unit variance, standard deviations at one site.
 """
 

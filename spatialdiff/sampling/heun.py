@@ -11,9 +11,8 @@ there is no signal. One step is
     ṽ = v_t + (θ_s - θ_t) w_t,      v_s = v_t + (θ_s - θ_t)(w_t + w_s(ṽ))/2
 
 (Heun as in Karras et al. 2022, arXiv 2206.00364, algorithm 1; the angle as in Lu & Song 2024, arXiv
-2410.11081, section 3.)
-Exact where the data have the covariance of the noise, for then `w = 0`. Two network calls a step, one in the
-last.
+2410.11081, section 3.) Exact where the data have the covariance of the noise, for then `w = 0`. Two network
+calls a step, one in the last.
 """
 
 from __future__ import annotations

@@ -134,7 +134,9 @@ def test_gradients_reach_the_kernels():
         # d/dℓ = d/draw · draw/dℓ, the constraint being a softplus or an exponential
         raw = kernel.raw_lengthscale
         (slope,) = torch.autograd.grad(kernel.lengthscale.sum(), raw)
-        assert float(raw.grad / slope) == pytest.approx(float(upper - lower) / (2 * h), rel=1e-5)
+        assert float((raw.grad / slope).detach()) == pytest.approx(
+            float((upper - lower).detach()) / (2 * h), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(

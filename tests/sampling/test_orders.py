@@ -26,7 +26,7 @@ def torus(kernel):
 GAMMA = torus(Matern(nu=1.5, lengthscale=1.3))
 DATA = torus(Exponential(lengthscale=2.5, variance=1.5))
 # a Gaussian that does not fit the data: it leaves the Gaussian solvers a residual to integrate
-MISFIT = (0.3, torus(Matern(nu=0.5, lengthscale=0.8, variance=0.7)))
+MISFIT = (0.3, torus(Matern(nu=0.5, lengthscale=1.1, variance=0.6)))
 
 LAWS = {
     "VP": sd.VP(GAMMA, beta_min=0.5, beta_max=6.0),
