@@ -72,8 +72,8 @@ def sample(
         **options: of the solver.
 
     Every draw is coloured by Γ, the initial state included. The last step returns the posterior mean, except
-    for the Gaussian solvers, whose last step is exact like the others
-    and whose initial state is drawn from the fitted marginal `N(α μ + o, α² C + σ² Γ)` instead of `N(o, σ² Γ)`.
+    for the Gaussian solvers, whose last step is exact like the others and whose initial state
+    is drawn from the fitted marginal `N(α μ + o, α² C + σ² Γ)` instead of `N(o, σ² Γ)`.
 
     Raises:
         ValueError: unknown solver, grid or shape; a Gaussian solver without a fitted Gaussian.
