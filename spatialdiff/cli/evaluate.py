@@ -37,7 +37,7 @@ def name_of(path: str) -> str:
 def evaluate(
     out: RunFolder,
     config: str,
-    generated: list[str] | dict[str, str],
+    generated: list[str] | dict[str, str] | str,
     run: str | None = None,
     data: FieldData | None = None,
     splits: int = 8,
@@ -46,7 +46,7 @@ def evaluate(
     """Compare generated fields with held-out data.
 
     Args:
-        generated: files `fields.npz` (or the folders that hold them), as a list or by name.
+        generated: files `fields.npz` (or the folders that hold them): one, a list, or by name.
         run: run folder of `spatialdiff train`, whose data are the reference.
         data: source of the reference by class path, where there is no run.
         splits: random halves of the real data that the errors are averaged over.
@@ -54,6 +54,8 @@ def evaluate(
     """
     import torch
 
+    if isinstance(generated, str):
+        generated = [generated]
     named = generated if isinstance(generated, dict) else {name_of(path): path for path in generated}
     if len(named) < len(generated):
         raise ValueError(f"Two of {generated} have the same name; give them as {{name: path}}.")
@@ -95,7 +97,9 @@ def main(argv: Sequence[str]) -> None:
     parser, config = COMMAND.parse(argv)
     config["run"] = absolute(config["run"])
     paths = config["generated"]
-    if isinstance(paths, list):
+    if isinstance(paths, str):
+        config["generated"] = absolute(paths)
+    elif isinstance(paths, list):
         config["generated"] = [absolute(path) for path in paths]
     else:
         names = list(vars(paths)) if not isinstance(paths, dict) else list(paths)

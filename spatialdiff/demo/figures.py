@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from spatialdiff.plotting import GAUSSIAN, REAL, style
@@ -34,7 +34,7 @@ def error_by_steps(
     lines = -(-len(errors) // COLUMNS)
     with style():
         figure = Figure(figsize=(10.2, 2.9 * lines + 0.6), layout="constrained")
-        panels: Sequence[Axes] = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
+        panels: list[Axes] = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
         for axis in panels[len(errors) :]:
             axis.set_axis_off()
         for axis, (metric, models) in zip(panels, errors.items(), strict=False):
