@@ -45,7 +45,7 @@ caption, figcaption { caption-side: bottom; text-align: left; color: var(--soft)
 figure { margin: 1.4rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
 pre { background: var(--tint); border: 1px solid var(--line); border-radius: 4px;
-      padding: .9rem 1rem; overflow-x: auto;
+      padding: .9rem 1rem; white-space: pre-wrap;
       font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);

@@ -51,7 +51,7 @@ class DemoConfig:
     prediction: Literal["data", "noise", "white_noise", "velocity"] = "data"
     width: int = 24
     depth: int = 2
-    train_steps: int = 700
+    train_steps: int = 600
     batch: int = 32
     lr: float = 2e-3
     warmup: int = 50

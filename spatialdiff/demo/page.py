@@ -104,7 +104,7 @@ def write(
         drawn,
         f"One colour scale for all; the models with {most} steps. Not chosen: the first of each. The three "
         f"models start from "
-        "the same white draws, so that a column shows what each makes of them.",
+        "the white draws of the Gaussian field, so that a column shows what each makes of them.",
     )
 
     page.section("How far from real terrain")

@@ -123,7 +123,6 @@ def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResu
         spectrum = fit(None, train, grid, method="spectrum", basis="cosine")
         parametric = fit(demo_kernel(config, grid), train, grid, method=config.fit_method)
     stages.say(str(parametric) + "\n")
-    generator = torch.Generator().manual_seed(seed)
     with stages.stage("simulating Γ"):
         data_covariance = spectrum.covariance
         if config.noise == "kernel":
@@ -131,9 +130,11 @@ def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResu
             gamma = covariance(parametric.kernel, grid, method="cosine")
         else:
             gamma = spectrum.covariance
-        gaussian = (
-            data_covariance.sample((config.samples, 1), generator=generator).float() + spectrum.mean.float()
-        )
+        # the white draws that the models start from, so that what differs from this field is what they
+        # learned
+        white_draws = torch.Generator().manual_seed(seed + 1)
+        gaussian = data_covariance.float().sample((config.samples, 1), generator=white_draws)
+        gaussian = gaussian + spectrum.mean.float()
     curves, training, fields, sampling = {}, {}, {}, {}
     denoisers: dict[str, Denoiser] = {}
     parameters = 0

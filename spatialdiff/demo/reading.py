@@ -1,8 +1,7 @@
 """What the numbers say, in sentences made from the numbers.
 
-Every error is smaller for better fields, and has a base: what real data differ by. Two
-errors are called different only where they differ by more than a tenth of the larger one and by more than a
-tenth of the base.
+Every error is smaller for better fields, and has a base: what real data differ by. Two errors are called
+different only where they differ by more than a tenth of the larger one and by more than a fifth of the base.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Errors = Mapping[str, float]
-MARGIN = 0.1
+MARGIN, MARGIN_OF_BASE = 0.1, 0.2
 
 
 def listed(names: Sequence[str]) -> str:
@@ -22,7 +21,7 @@ def listed(names: Sequence[str]) -> str:
 
 def below(a: float, b: float, floor: float) -> bool:
     """Whether `a` is smaller than `b` by more than the margin."""
-    return b - a > MARGIN * max(abs(b), abs(floor))
+    return b - a > max(MARGIN * abs(b), MARGIN_OF_BASE * abs(floor))
 
 
 def against(name: str, errors: Errors, other: str, others: Errors, floor: Errors) -> str:
