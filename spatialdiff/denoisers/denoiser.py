@@ -21,6 +21,7 @@ from spatialdiff.denoisers.preconditioning import (
     Preconditioning,
     Unscaled,
     check_residual,
+    resolve_tint,
     sigma_data,
 )
 from spatialdiff.denoisers.predictions import check_prediction
@@ -44,6 +45,8 @@ class Denoiser(PosteriorMean):
         coupling: for a bridge, how its start is drawn.
         condition_on_start: for a bridge between pairs, whether the network is shown the start, as the
             argument `start`.
+        tint: of `"wiener"`: what the network sees has the spectrum `c^{2 tint}`, 0 for white, 1/2 for the
+            data's own; 1/4 unless given, 0 where Γ and the data's covariance share no orthonormal basis.
         channels: number of channels `C`, where neither Γ nor `data` says; 1 if nothing does.
 
     Raises:
@@ -63,8 +66,13 @@ class Denoiser(PosteriorMean):
         data: Any = None,
         coupling: Coupling | str | None = None,
         condition_on_start: bool = False,
+        tint: float | None = None,
         channels: int | None = None,
     ) -> None:
+        if tint is not None and preconditioning != "wiener":
+            raise ValueError(
+                f"tint belongs to preconditioning='wiener'; given with preconditioning={preconditioning!r}"
+            )
         check_prediction(prediction, process.covariance)
         mean, covariance = (None, None) if data is None else data_law(data)
         super().__init__(resolve_channels(process.covariance, covariance, mean, channels))
@@ -78,7 +86,7 @@ class Denoiser(PosteriorMean):
             if preconditioning == "wiener":
                 # fails here, not in the first step, where Γ and C share no basis
                 check_residual(self.gaussian)
-        self.scaling = self.make_scaling(mean, None if covariance is None else sigma_data(covariance))
+        self.scaling = self.make_scaling(mean, None if covariance is None else sigma_data(covariance), tint)
         self.coupling: Coupling | None = None
         self.condition_on_start = False
         self._law: tuple[Law] | None = None  # a tuple, so that Γ is not registered twice
@@ -87,7 +95,9 @@ class Denoiser(PosteriorMean):
         elif not isinstance(process, Bridge):
             self._law = (resolve_law(process),)
 
-    def make_scaling(self, mean: Tensor | float | None, deviation: Tensor | None) -> Preconditioning:
+    def make_scaling(
+        self, mean: Tensor | float | None, deviation: Tensor | None, tint: float | None
+    ) -> Preconditioning:
         if self.preconditioning == "none":
             return Unscaled(self.prediction)
         if self.preconditioning == "edm":
@@ -101,7 +111,7 @@ class Denoiser(PosteriorMean):
                     "sd.fit, a pair "
                     "(mean, Covariance), or a Covariance"
                 )
-            return GaussianResidual(self.gaussian, self.prediction)
+            return GaussianResidual(self.gaussian, self.prediction, resolve_tint(self.gaussian, tint))
         raise ValueError(
             f"unknown preconditioning {self.preconditioning!r}; the choices are {', '.join(PRECONDITIONINGS)}"
         )

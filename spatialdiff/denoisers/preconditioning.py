@@ -8,8 +8,11 @@ the data,
 
     D(u, t) = m(u, t) ± V^{1/2} F(P^{-1/2} (u - φ μ - o), c),      c = log(σ/φ)/4 in [-5, 5].
 
-- `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it input and target are white at
-  every time, and a network that returns zero is the exact Gaussian posterior mean.
+- `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it the target is white at every
+  time, and a network that returns zero is the exact Gaussian posterior mean. The input is given the spectrum
+  `c^{2 tint}`, scaled to unit mean: white for `tint = 0`, the data's own for `tint = 1/2`. A convolutional
+  network reads neither end well (in a white field a large scale is a sum over very many sites, in a steep one
+  the small scales are a trace); the default, 1/4, is halfway.
 - `edm`: the same with pixels for modes, `c = σ_data²`, `γ` the mean variance of Γ. That is the
   preconditioning of Karras et al. 2022 (arXiv 2206.00364, table 1) for any `φ`, `σ` and Γ of any variance,
   written without `1/φ`.
@@ -81,9 +84,10 @@ class GaussianResidual(Preconditioning):
     mean.
     """
 
-    def __init__(self, model: GaussianModel, prediction: str) -> None:
+    def __init__(self, model: GaussianModel, prediction: str, tint: float = 0.0) -> None:
         super().__init__(prediction)
         self._model = (model,)  # a tuple: the model is registered once, in the denoiser
+        self.tint = tint
         self.sign = 1.0 if prediction == "data" else -1.0
 
     @property
@@ -95,6 +99,8 @@ class GaussianResidual(Preconditioning):
         moments = self.model.moments(law, t)
         state = moments.state
         scale = torch.where(state > 0, positive(state).rsqrt(), 0.0)
+        if self.tint:
+            scale = scale * tone(moments, self.tint)
         return self.flatten(self.model.centre_state(u, law, t), scale, moments), noise_level(law, t)
 
     def decode(self, output: Tensor, u: Tensor, law: Law, t: Tensor) -> Tensor:
@@ -139,6 +145,34 @@ def check_residual(model: GaussianModel) -> None:
             f"fast basis, and this "
             "Γ does not whiten; use a Γ of method='dense', 'torus' or 'cosine'"
         )
+
+
+def resolve_tint(model: GaussianModel, tint: float | None) -> float:
+    """`tint`, or the default: 1/4 where Γ and `C` share an orthonormal basis, 0 (white) elsewhere.
+
+    Raises:
+        ValueError: below 0 or above 1/2, or not 0 where the modes are generalised eigenvectors, which have no
+            scale of their own.
+    """
+    plain = orthonormal(model.spectra()[0])
+    if tint is None:
+        return 0.25 if plain else 0.0
+    if not 0.0 <= tint <= 0.5:
+        raise ValueError(f"tint={tint:g}; needed a number from 0 (white input) to 1/2 (the data's spectrum)")
+    if tint and not plain:
+        raise ValueError(
+            f"tint={tint:g} needs a basis in which Γ and the data's covariance are both diagonal (cosine, "
+            "torus, or one of them white, without a channel matrix); use tint=0"
+        )
+    return tint
+
+
+def tone(moments: Moments, tint: float) -> Tensor:
+    """`c^tint` with a mean square of 1 over all modes: a white field times it has the spectrum `c^{2 tint}`."""
+    powers = moments.data.pow(2.0 * tint)
+    weights = moments.basis.weights.to(powers)
+    axes = tuple(range(-len(moments.basis.modes), 0))
+    return (powers / ((powers * weights).sum(axes, keepdim=True) / weights.sum())).sqrt()
 
 
 def orthonormal(basis: Basis) -> bool:

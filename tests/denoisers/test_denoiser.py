@@ -114,12 +114,12 @@ def test_wiener_without_training_is_the_gaussian_posterior_mean(method, make, co
 
 @pytest.mark.parametrize("method", ["torus", "cosine", "dense"])
 def test_wiener_shows_and_asks_for_white_fields(method):
-    """Exactly: the linear maps that make the network's input and target have unit covariance under N(μ,
-    C).
+    """Exactly: the linear maps that make the network's input (without tint) and target have unit covariance
+    under N(μ, C).
     """
     gamma, data = covariance(GAMMA, method), covariance(DATA, method)
     network = Fixed(torch.zeros(24, 1, *SHAPE, dtype=torch.float64))
-    denoiser = sd.Denoiser(network, sd.VP(gamma), preconditioning="wiener", data=data)
+    denoiser = sd.Denoiser(network, sd.VP(gamma), preconditioning="wiener", data=data, tint=0.0)
     basis = torch.eye(24, dtype=torch.float64).reshape(24, 1, *SHAPE)
     zero = torch.zeros_like(basis)
     for time in (0.05, 0.4, 0.95):
@@ -137,6 +137,45 @@ def test_wiener_shows_and_asks_for_white_fields(method):
         # and the target cannot be predicted linearly from the state: all that is linear is in m
         cross = of_data @ c * alpha + of_noise @ g * variance.sqrt()
         assert torch.allclose(cross, torch.zeros_like(cross), atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["torus", "cosine"])
+@pytest.mark.parametrize("tint", [None, 0.5])
+def test_tint_colours_what_the_network_sees(method, tint):
+    """At every time the input has the covariance `C^{2 tint}`, scaled to a mean variance of 1; the target stays
+    white (above).
+    """
+    gamma, data = covariance(GAMMA, method), covariance(DATA, method)
+    network = Fixed(torch.zeros(24, 1, *SHAPE, dtype=torch.float64))
+    denoiser = sd.Denoiser(network, sd.VP(gamma), preconditioning="wiener", data=data, tint=tint)
+    basis = torch.eye(24, dtype=torch.float64).reshape(24, 1, *SHAPE)
+    values, vectors = torch.linalg.eigh(data.to_dense())
+    wanted = (vectors * values ** (2 * (0.25 if tint is None else tint))) @ vectors.T
+    wanted = wanted / wanted.diagonal().mean()
+    for time in (0.05, 0.95):
+        t = torch.tensor(time, dtype=torch.float64)
+        denoiser.predict(basis, t)
+        to_input = network.seen[0].flatten(1).T
+        state = denoiser.law.alpha(t) ** 2 * data.to_dense() + denoiser.law.variance(t) * gamma.to_dense()
+        assert torch.allclose(to_input @ state @ to_input.T, wanted, atol=1e-8)
+
+
+def test_tint_is_refused_where_it_means_nothing():
+    gamma, data = covariance(GAMMA, "dense"), covariance(DATA, "dense")
+    wiener = {"preconditioning": "wiener", "data": data}
+    assert sd.Denoiser(Zero(), sd.VP(gamma), **wiener).scaling.tint == 0.0
+    with pytest.raises(ValueError, match="use tint=0"):
+        sd.Denoiser(Zero(), sd.VP(gamma), **wiener, tint=0.25)
+    with pytest.raises(ValueError, match="from 0 .* to 1/2"):
+        sd.Denoiser(
+            Zero(),
+            sd.VP(covariance(GAMMA, "cosine")),
+            preconditioning="wiener",
+            data=covariance(DATA, "cosine"),
+            tint=0.7,
+        )
+    with pytest.raises(ValueError, match="belongs to preconditioning='wiener'"):
+        sd.Denoiser(Zero(), sd.VP(gamma), tint=0.25)
 
 
 def test_edm_is_karras_for_unit_white_noise():

@@ -104,6 +104,8 @@ def pair(sides, make, prediction, preconditioning, **options):
     if preconditioning == "edm":  # σ_data is a number, not a field: the same on both sides
         data = {"coloured": (sides.mean, sides.gamma), "white": (sides.white_mean, sides.white)}
     arguments = {"prediction": prediction, "preconditioning": preconditioning, **options}
+    if wiener:  # a tint is of the data's spectrum, which whitening changes
+        arguments["tint"] = 0.0
     coloured = sd.Denoiser(conjugated, make(sides.gamma), data=data["coloured"], **arguments)
     white = sd.Denoiser(network, make(sides.white), data=data["white"], **arguments)
     return coloured, white
