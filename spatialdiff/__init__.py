@@ -65,7 +65,42 @@ _HOME = {
 _MODULES = ("data", "evaluation", "kernels", "networks", "oracles", "plotting")
 _NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = ["__version__", *sorted(_NAMES), *_MODULES]  # noqa: PLE0604
+__all__ = [
+    "VE",
+    "VP",
+    "BridgeMixture",
+    "BrownianBridge",
+    "BrownianMotion",
+    "CirculantCovariance",
+    "Cosine",
+    "CosineCovariance",
+    "Covariance",
+    "Denoiser",
+    "Denoising",
+    "DenseCovariance",
+    "FitResult",
+    "FixedPoint",
+    "Grid",
+    "IndependentField",
+    "OrnsteinUhlenbeck",
+    "OrnsteinUhlenbeckBridge",
+    "Paired",
+    "Rectified",
+    "TorusCovariance",
+    "Trainer",
+    "WhiteCovariance",
+    "__version__",
+    "covariance",
+    "data",
+    "evaluation",
+    "fit",
+    "kernels",
+    "networks",
+    "oracles",
+    "plotting",
+    "sample",
+    "white",
+]
 
 
 def __getattr__(name: str) -> Any:

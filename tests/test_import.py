@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import spatialdiff
+
 HEAVY = [
     "lightning_fabric",
     "lightning",
@@ -108,3 +110,7 @@ def test_every_package_is_shipped() -> None:
         ".".join(p.parent.relative_to(root).parts) for p in (root / "spatialdiff").rglob("__init__.py")
     }
     assert named == present | {"spatialdiff.kernels"}
+
+
+def test_every_name_loaded_on_first_use_is_public() -> None:
+    assert set(spatialdiff.__all__) == {*spatialdiff._NAMES, *spatialdiff._MODULES, "__version__"}

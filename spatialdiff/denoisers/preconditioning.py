@@ -168,7 +168,7 @@ def resolve_tint(model: GaussianModel, tint: float | None) -> float:
 
 
 def tone(moments: Moments, tint: float) -> Tensor:
-    """`c^tint` with a mean square of 1 over all modes: a white field times it has the spectrum `c^{2 tint}`."""
+    """`c^tint` with a mean square of 1 over all modes: it gives a white field the spectrum `c^{2 tint}`."""
     powers = moments.data.pow(2.0 * tint)
     weights = moments.basis.weights.to(powers)
     axes = tuple(range(-len(moments.basis.modes), 0))

@@ -142,8 +142,8 @@ def test_wiener_shows_and_asks_for_white_fields(method):
 @pytest.mark.parametrize("method", ["torus", "cosine"])
 @pytest.mark.parametrize("tint", [None, 0.5])
 def test_tint_colours_what_the_network_sees(method, tint):
-    """At every time the input has the covariance `C^{2 tint}`, scaled to a mean variance of 1; the target stays
-    white (above).
+    """At every time the input has the covariance `C^{2 tint}`, scaled to a mean variance of 1; the target
+    stays white (above).
     """
     gamma, data = covariance(GAMMA, method), covariance(DATA, method)
     network = Fixed(torch.zeros(24, 1, *SHAPE, dtype=torch.float64))
@@ -166,7 +166,7 @@ def test_tint_is_refused_where_it_means_nothing():
     assert sd.Denoiser(Zero(), sd.VP(gamma), **wiener).scaling.tint == 0.0
     with pytest.raises(ValueError, match="use tint=0"):
         sd.Denoiser(Zero(), sd.VP(gamma), **wiener, tint=0.25)
-    with pytest.raises(ValueError, match="from 0 .* to 1/2"):
+    with pytest.raises(ValueError, match=r"from 0 .* to 1/2"):
         sd.Denoiser(
             Zero(),
             sd.VP(covariance(GAMMA, "cosine")),
