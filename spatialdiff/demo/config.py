@@ -43,25 +43,25 @@ class DemoConfig:
 
     patch: int = 32
     stride: int = 4
-    flips: bool = False
+    flips: bool = True
     noise: Literal["spectrum", "kernel"] = "spectrum"
     kernel: Kernel | list[Kernel] | None = None
     fit_method: Literal["auto", "exact", "whittle"] = "auto"
     preconditioning: Literal["wiener", "edm", "none"] = "wiener"
     prediction: Literal["data", "noise", "white_noise", "velocity"] = "data"
-    width: int = 24
+    width: int = 16
     depth: int = 2
-    train_steps: int = 600
-    batch: int = 32
+    train_steps: int = 2500
+    batch: int = 16
     lr: float = 2e-3
     warmup: int = 50
-    ema: float = 0.99
+    ema: float = 0.995
     sample_steps: tuple[int, ...] = (4, 8, 16, 64)
     samples: int = 192
     solver: SOLVER = "gaussian"
     bridge_solver: SOLVER = "gaussian"
     solver_grid: Literal["log_snr", "uniform", "edm"] = "log_snr"
-    solver_options: dict[str, Any] = field(default_factory=dict)
+    solver_options: dict[str, Any] = field(default_factory=lambda: {"order": 2})
     shown: int = 8
 
     def __post_init__(self) -> None:
@@ -82,8 +82,7 @@ class DemoConfig:
 # What --quick changes: everything still happens, too briefly for the models to be good.
 QUICK: dict[str, Any] = {
     "fit_method": "whittle",
-    "width": 16,
-    "train_steps": 60,
+    "train_steps": 120,
     "warmup": 10,
     "ema": 0.95,
     "samples": 64,

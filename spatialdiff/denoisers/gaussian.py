@@ -12,6 +12,7 @@ For data `N(μ, C)` and `u_t | x ~ N(φ x + o, Σ Γ)`, with `C` and `Γ` diagon
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,18 @@ class GaussianModel(nn.Module):
         if t.ndim:
             phi, variance = phi.reshape(-1, *axes), variance.reshape(-1, *axes)
         return Moments(basis, phi, variance, gamma, data)
+
+    def noise_range(self, margin: float = 3.0) -> tuple[float, float]:
+        """Noise levels `σ/φ` between which modes turn from noise to data, with `margin` e-foldings beyond.
+
+        A mode has as much signal as noise at `√(c_k/γ_k)`; outside the range every gain `φ² c / P` is within
+        `exp(-2 margin)` of 0 or of 1, so that neither training nor sampling has much to do there.
+        """
+        _, gamma, data = self.spectra()
+        ratio = (data / gamma).detach()
+        ratio = ratio[ratio > 0]
+        low, high = float(ratio.min().sqrt()), float(ratio.max().sqrt())
+        return low * math.exp(-margin), high * math.exp(margin)
 
     def centre(self, x: Tensor) -> Tensor:
         """`x - μ`."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spatialdiff.denoisers import Denoiser
 from spatialdiff.processes import Law
 
 DISTRIBUTIONS = ("edm", "log_snr", "uniform")
@@ -63,6 +64,27 @@ class TimeDistribution:
             raise ValueError(
                 f"needed std > 0 and 0 < margin < 0.5, got std={self.std:g} and margin={self.margin:g}"
             )
+
+    @classmethod
+    def fitted(cls, denoiser: Denoiser) -> TimeDistribution:
+        """The `"edm"` distribution over the noise levels at which the fitted data emerge (`noise_range`).
+
+        With `l` and `h` the smallest and the largest `log √(c_k/γ_k)`, `log(σ/α)` has the mean `(l + h)/2`
+        and the variance `1 + (h - l)²/12`: a unit normal around a level drawn evenly between them. Where Γ is
+        proportional to the data's covariance all modes emerge at once, and this is a unit normal.
+
+        Raises:
+            ValueError: the denoiser was built without `data=`.
+        """
+        if denoiser.gaussian is None:
+            raise ValueError(
+                "TimeDistribution.fitted needs the fitted law of the data: build the Denoiser with data= the "
+                "result of sd.fit"
+            )
+        low, high = (math.log(level) for level in denoiser.gaussian.noise_range(margin=0.0))
+        ends = denoiser.gaussian.noise_range()
+        spread = math.sqrt(1.0 + (high - low) ** 2 / 12.0)
+        return cls("edm", 0.5 * (low + high), spread, sigma_min=ends[0], sigma_max=ends[1])
 
     def draw(self, law: Law, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Times `(n,)`, float64, on the device of the law's Γ."""

@@ -42,7 +42,7 @@ def time_grid(
         grid: `"log_snr"`, `"uniform"`, `"edm"`, or the times themselves.
         start: the first time, e.g. `law.sde_start_time`.
         sigma_min: noise level `σ/α` at which the last network call is aimed.
-        sigma_max: noise level of the second time where the first has no signal at all.
+        sigma_max: noise level from which the steps are spread; a start beyond it is left in the first step.
 
     Raises:
         ValueError: an unknown name, `steps < 1`, `sigma_min >= sigma_max`, or times that do not lead from the
@@ -64,8 +64,7 @@ def time_grid(
     if grid == "uniform":
         return torch.linspace(first, law.end_time, steps + 1, dtype=torch.float64)
     fractions = torch.arange(1, steps, dtype=torch.float64) / steps
-    at_start = float(law.log_snr(first))
-    high = sigma_max if math.isinf(at_start) else math.exp(-0.5 * at_start)
+    high = min(sigma_max, math.exp(min(-0.5 * float(law.log_snr(first)), 700.0)))
     if sigma_min >= high:
         raise ValueError(f"sigma_min={sigma_min:g} is not below the noise level at the start, {high:g}")
     if grid == "log_snr":

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Matern
 from torch import nn
 
 import spatialdiff as sd
+from spatialdiff.kernels import Exponential, Matern
 from spatialdiff.objectives import TimeDistribution
 
 SHAPE = (4, 6)

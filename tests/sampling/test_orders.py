@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from exact_law import exact_path_law, square_root, state_law
-from spatialdiff.kernels import Exponential, Matern
 
 import spatialdiff as sd
 from spatialdiff.denoisers import GaussianModel, PosteriorMean
+from spatialdiff.kernels import Exponential, Matern
 from spatialdiff.sampling import SOLVERS
 
 SHAPE = (3, 4)

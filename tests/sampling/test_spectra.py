@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from exact_law import exact_final_power, exact_path_law, square_root, state_law
-from spatialdiff.kernels import Exponential, Matern
 
 import spatialdiff as sd
+from spatialdiff.kernels import Exponential, Matern
 from spatialdiff.sampling import time_grid
 
 SHAPE = (6, 8)

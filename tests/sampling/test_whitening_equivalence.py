@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Matern
 from torch import nn
 
 import spatialdiff as sd
+from spatialdiff.kernels import Exponential, Matern
 
 TOLERANCE = 1e-9
 STOCHASTIC = ("ancestral", "bridge", "euler_maruyama", "gaussian_sde")
