@@ -15,9 +15,10 @@ import math
 import gpytorch
 import torch
 from gpytorch.kernels import Kernel
+from torch import Tensor
+
 from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
 from spatialdiff.kernels.families import Gaussian, Matern, Nugget
-from torch import Tensor
 
 _STEP = 0.25
 _CHUNK = 4_000_000

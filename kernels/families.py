@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 from gpytorch.constraints import Positive
-from spatialdiff.kernels.base import StationaryKernel, gaussian_constant, positive
 from torch import Tensor
+
+from spatialdiff.kernels.base import StationaryKernel, gaussian_constant, positive
 
 
 class Matern(StationaryKernel):

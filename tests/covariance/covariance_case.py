@@ -16,11 +16,11 @@ import gpytorch
 import pytest
 import scipy.fft
 import torch
-from spatialdiff.kernels import Matern, Nugget
 from torch import Tensor
 
 import spatialdiff as sd
 from spatialdiff.covariance import Covariance
+from spatialdiff.kernels import Matern, Nugget
 
 
 def pairwise(kernel: gpytorch.kernels.Kernel, grid: sd.Grid, images: int = 40) -> Tensor:

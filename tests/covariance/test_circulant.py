@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from covariance_case import pairwise
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance import CirculantCovariance, EmbeddingError
 from spatialdiff.covariance.circulant import fast_size
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 
 def embedding_eigenvalues(kernel, n, m):

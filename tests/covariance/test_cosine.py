@@ -6,11 +6,11 @@ import pytest
 import scipy.fft
 import torch
 from covariance_case import pairwise
-from spatialdiff.kernels import Matern
 
 import spatialdiff as sd
 from spatialdiff.covariance import CosineBasis, CosineCovariance, FourierBasis
 from spatialdiff.covariance.dct import MATRIX_LIMIT, dct, idct
+from spatialdiff.kernels import Matern
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, MATRIX_LIMIT, MATRIX_LIMIT + 1, 2 * MATRIX_LIMIT])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gpytorch
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance import (
@@ -16,6 +15,7 @@ from spatialdiff.covariance import (
     WhiteCovariance,
     joint_spectrum,
 )
+from spatialdiff.kernels import Exponential, Matern, Nugget
 
 KERNEL = Matern(1.5, 2.0).requires_grad_(False)
 NOISY = (Matern(0.5, 3.0, 1.5) + Nugget(0.1)).requires_grad_(False)

@@ -6,7 +6,6 @@ import gpytorch
 import pytest
 import torch
 from covariance_case import CovarianceCase, cosine_projection, pairwise
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance import (
@@ -16,6 +15,7 @@ from spatialdiff.covariance import (
     TorusCovariance,
     WhiteCovariance,
 )
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gpytorch
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance import SpatialWarning, TorusCovariance
 from spatialdiff.covariance.periodic import stationary_at
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 
 def folded(kernel, grid, folds):

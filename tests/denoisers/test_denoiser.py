@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Matern
 from torch import nn
 
 import spatialdiff as sd
 from spatialdiff.denoisers import PREDICTIONS, convert
+from spatialdiff.kernels import Exponential, Matern
 
 SHAPE = (4, 6)
 

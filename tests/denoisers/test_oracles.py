@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Matern
 
 import spatialdiff as sd
+from spatialdiff.kernels import Exponential, Matern
 
 SHAPE = (3, 4)
 GENERATOR = torch.Generator().manual_seed(0)

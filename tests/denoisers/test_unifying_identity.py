@@ -6,9 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from spatialdiff.kernels import Exponential
 
 import spatialdiff as sd
+from spatialdiff.kernels import Exponential
 from spatialdiff.processes import time_reversal
 
 

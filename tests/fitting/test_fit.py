@@ -9,11 +9,11 @@ import warnings
 import gpytorch
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance import Covariance, DenseCovariance, TorusCovariance
 from spatialdiff.fitting import FitResult, FitWarning, MeanShare
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 TRUTH = {"lengthscale": 3.0, "variance": 2.0, "nugget": 0.3}
 OPEN, TORUS = sd.Grid((18, 20), spacing=0.5), sd.Grid((32, 24), spacing=0.5, periodic=True)

@@ -8,7 +8,6 @@ import math
 import gpytorch
 import pytest
 import torch
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 from spatialdiff.covariance import DenseCovariance, TorusCovariance
 from spatialdiff.domains import Grid
@@ -24,6 +23,7 @@ from spatialdiff.fitting.spectra import (
     periodogram,
     spectral_density,
 )
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 GRIDS = [
     Grid((7,), spacing=0.5),

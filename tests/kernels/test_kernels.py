@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
+
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, Product, Sum, at_lags
 
 ORACLES = json.loads((Path(__file__).parents[1] / "oracles" / "kernels.json").read_text())

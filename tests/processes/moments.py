@@ -5,11 +5,11 @@ estimated.
 from __future__ import annotations
 
 import torch
-from spatialdiff.kernels import Exponential, Matern
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance, DenseCovariance, TorusCovariance
 from spatialdiff.domains import Grid
+from spatialdiff.kernels import Exponential, Matern
 
 
 def dense_gamma(channels=None) -> Covariance:

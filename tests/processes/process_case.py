@@ -26,11 +26,11 @@ from moments import (
     torus_gamma,
 )
 from scipy.integrate import solve_ivp
-from spatialdiff.kernels import Matern
 from torch import Tensor
 
 from spatialdiff.covariance import DenseCovariance, white
 from spatialdiff.domains import Grid
+from spatialdiff.kernels import Matern
 from spatialdiff.processes import NoiseProcess
 
 F64 = torch.float64

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from spatialdiff.kernels import Matern
 
 import spatialdiff as sd
+from spatialdiff.kernels import Matern
 from spatialdiff.networks import UNet
 from spatialdiff.training import CheckpointError, Trainer
 
