@@ -87,28 +87,42 @@ class FieldData:
 
 
 def check_fields(values: Any, name: str) -> Tensor:
-    """`values` as a float tensor, or an error that says what is wrong with them.
+    """`values` `(N, ...)` of any real type as a float tensor, or an error that says what is wrong with them.
+
+    Masked entries count as missing.
 
     Raises:
+        TypeError: values that are not real numbers.
         ValueError: no fields, or values that are missing or infinite (how many, and where the first are).
     """
-    fields = torch.as_tensor(
-        np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else values
-    )
-    if not fields.is_floating_point():
-        fields = fields.double()
+    fields = _real_tensor(values, name)
+    if fields.ndim == 0:
+        raise ValueError(f"{name} is a single number; needed fields (N, *grid) or (N, C, *grid).")
     if fields.numel() == 0:
         raise ValueError(f"{name} is empty (shape {tuple(fields.shape)}); needed at least one field.")
     bad = ~torch.isfinite(fields)
     if bool(bad.any()):
         places = bad.nonzero()
         shown = ", ".join(str(tuple(place.tolist())) for place in places[:3])
-        among = len(set(places[:, 0].tolist())) if fields.ndim else 1
+        among = len(places[:, 0].unique())
         raise ValueError(
             f"{name} has {len(places)} missing or infinite values of {fields.numel()}, in {among} of "
             f"{len(fields)} fields, the first at {shown}; fill them, or cut fields that have none."
         )
     return fields
+
+
+def _real_tensor(values: Any, name: str) -> Tensor:
+    """Float32 and float64 stay so, from whatever byte order and strides; all else becomes float64."""
+    if not isinstance(values, Tensor):
+        array = np.ma.array(values)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} holds values of type {array.dtype}; needed real numbers.")
+        single = array.dtype.kind == "f" and array.dtype.itemsize == 4
+        return torch.from_numpy(array.astype(np.float32 if single else np.float64, order="C").filled(np.nan))
+    if values.is_complex():
+        raise TypeError(f"{name} holds values of type {values.dtype}; needed real numbers.")
+    return values.detach() if values.dtype in (torch.float32, torch.float64) else values.detach().double()
 
 
 def from_arrays(
@@ -131,6 +145,7 @@ def from_arrays(
         origin: where each field came from.
 
     Raises:
+        TypeError: values that are not real numbers.
         ValueError: empty or constant fields, missing values, shapes that do not fit the grid or each other.
     """
     fields = check_fields(train, "train")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spatialdiff.data.fields import FieldData, from_arrays
 from spatialdiff.domains import Grid
@@ -31,23 +34,17 @@ def from_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no array `train`, or what `from_arrays` refuses.
+        ValueError: a file of another kind, no array `train`, or what `from_arrays` refuses.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of fields at {path}.")
     if not 0.0 <= held_out < 1.0:
         raise ValueError(f"held_out={held_out:g}; needed a share of at least 0 and below 1.")
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        train, test = loaded, None
-    else:
-        with loaded:
-            if "train" not in loaded:
-                raise ValueError(
-                    f"{path} has no array 'train'; it holds {', '.join(loaded.files) or 'nothing'}."
-                )
-            train, test = loaded["train"], loaded.get("test")
+    train, test = _arrays(path)
+    if train.ndim < (3 if channels else 2):
+        needed = "(N, C, *grid)" if channels else "(N, *grid)"
+        raise ValueError(f"train has shape {train.shape}; needed {needed} with a grid of 1 to 3 axes.")
     if test is None and held_out > 0.0:
         kept = len(train) - round(held_out * len(train))
         train, test = train[:kept], train[kept:]
@@ -55,3 +52,17 @@ def from_file(
     if test is not None and len(test) == 0:
         test = None
     return from_arrays(train, test, grid=grid, name=name or path.stem, units=units)
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The training fields and, where the file has them, the held-out ones."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is no whole .npy or .npz file of numbers: {error}") from error
+    if isinstance(loaded, np.ndarray):
+        return loaded, None
+    with loaded:
+        if "train" not in loaded:
+            raise ValueError(f"{path} has no array 'train'; it holds {', '.join(loaded.files) or 'nothing'}.")
+        return loaded["train"], loaded.get("test")

@@ -43,7 +43,7 @@ def air_temperature(shape: tuple[int, int] = (32, 48), gap: int = 1) -> FieldDat
 
     Raises:
         ModuleNotFoundError: the extra `data` is not installed.
-        ValueError: a shape larger than the data, or a negative gap.
+        ValueError: a shape larger than the data, or a gap that is negative or leaves too few years to fit.
     """
     years, fields = read()
     rows, columns = shape
@@ -99,11 +99,19 @@ def read() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 def course(
     years: NDArray[np.int64], fields: NDArray[np.float64], use: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The smooth course of each run and site: least squares on the natural cubic spline, years `use` only."""
+    """The smooth course of each run and site: least squares on the natural cubic spline, years `use` only.
+
+    Raises:
+        ValueError: years that do not determine the spline.
+    """
     basis = natural_spline(years.astype(np.float64), np.array(KNOTS))
     runs, count = fields.shape[:2]
     values = fields.transpose(1, 0, 2, 3).reshape(count, -1)
-    coefficients = np.linalg.lstsq(basis[use], values[use], rcond=None)[0]
+    coefficients, _, rank, _ = np.linalg.lstsq(basis[use], values[use], rcond=None)
+    if rank < len(KNOTS):
+        raise ValueError(
+            f"{use.sum()} training years do not determine a spline of {len(KNOTS)} knots; use a smaller gap."
+        )
     return (basis @ coefficients).reshape(count, runs, *fields.shape[2:]).transpose(1, 0, 2, 3)
 
 

@@ -59,10 +59,7 @@ def terrain(
         elevation = torch.from_numpy(model["elevation"].astype(np.float64))
         step_y, step_x = float(model["dy"]), float(model["dx"])
         latitude = 0.5 * (float(model["ymin"]) + float(model["ymax"]))
-    rows, columns = elevation.shape
-    train_rows, test_rows = bands(rows, patch, held_out, gap)
-    if patch > columns:
-        raise ValueError(f"patch={patch} is larger than the map, {rows} x {columns} cells.")
+    train_rows, test_rows = bands(len(elevation), patch, held_out, gap)
     train, train_origin = cut(elevation, train_rows, patch, stride)
     test, test_origin = cut(elevation, test_rows, patch, test_stride)
     if flips:
@@ -93,9 +90,11 @@ def bands(
         if kept >= patch:
             break
     else:
+        largest = min((rows - 2 * gap) // 3, (rows - 2 * gap - round(held_out * rows)) // 2)
+        smaller = f"patch of at most {largest}" if largest > 0 else "smaller gap"
         raise ValueError(
             f"patch={patch} with gap={gap} and held_out={held_out:g} leaves no room for training patches on "
-            f"{rows} rows; use smaller ones (patches of at most {(rows - 2 * gap) // 3} rows fit)."
+            f"{rows} rows; use a {smaller}, or a smaller held_out."
         )
     train, test, row = [], [], 0
     for _ in range(number):
