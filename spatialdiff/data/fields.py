@@ -119,7 +119,8 @@ def _real_tensor(values: Any, name: str) -> Tensor:
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} holds values of type {array.dtype}; needed real numbers.")
         single = array.dtype.kind == "f" and array.dtype.itemsize == 4
-        return torch.from_numpy(array.astype(np.float32 if single else np.float64, order="C").filled(np.nan))
+        native = array.astype(np.float32 if single else np.float64, order="C")
+        return torch.from_numpy(np.ma.filled(native, np.nan))
     if values.is_complex():
         raise TypeError(f"{name} holds values of type {values.dtype}; needed real numbers.")
     return values.detach() if values.dtype in (torch.float32, torch.float64) else values.detach().double()
