@@ -8,5 +8,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Torch's own generator starts from the clock; a test that draws from it must draw the same every time."""
+    """Torch's own generator starts from the clock; a test must draw the same every time."""
     torch.manual_seed(0)
