@@ -46,7 +46,7 @@ def sample(
     n: int = 64,
     steps: int = 32,
     solver: str = "gaussian",
-    time_grid: Literal["log_snr", "uniform", "edm"] = "log_snr",
+    time_grid: Literal["fitted", "log_snr", "uniform", "edm"] = "log_snr",
     options: dict[str, Any] | None = None,
     weights: Literal["ema", "last"] = "ema",
     batch: int = 256,

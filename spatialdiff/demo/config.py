@@ -60,7 +60,7 @@ class DemoConfig:
     samples: int = 192
     solver: SOLVER = "gaussian"
     bridge_solver: SOLVER = "gaussian"
-    solver_grid: Literal["log_snr", "uniform", "edm"] = "log_snr"
+    solver_grid: Literal["fitted", "log_snr", "uniform", "edm"] = "fitted"
     solver_options: dict[str, Any] = field(default_factory=lambda: {"order": 2})
     shown: int = 8
 

@@ -21,7 +21,7 @@ from spatialdiff.evaluation import compare
 from spatialdiff.fitting import FitResult, FitWarning, fit
 from spatialdiff.kernels import Matern, Sum
 from spatialdiff.networks import UNet
-from spatialdiff.objectives import BridgeMixture, Denoising, TimeDistribution
+from spatialdiff.objectives import BridgeMixture, Denoising
 from spatialdiff.plotting import PALETTE
 from spatialdiff.processes import VP, BrownianBridge
 from spatialdiff.sampling import sample
@@ -107,10 +107,9 @@ def objective_for(
         "data": law,
     }
     if model == BRIDGE:
-        bridge = Denoiser(network, BrownianBridge(gamma), coupling="independent", channels=1, **options)
-        return BridgeMixture(bridge, times=TimeDistribution.fitted(bridge))
-    denoiser = Denoiser(network, VP(gamma), channels=1, **options)
-    return Denoising(denoiser, times=TimeDistribution.fitted(denoiser))
+        bridge = Denoiser(network, BrownianBridge(gamma), channels=1, **options)
+        return BridgeMixture(bridge, coupling="independent", times="fitted")
+    return Denoising(Denoiser(network, VP(gamma), channels=1, **options), times="fitted")
 
 
 def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResult:
@@ -168,16 +167,12 @@ def run(config: DemoConfig, folder: Path, seed: int, stages: Stages) -> DemoResu
             bar = stages.steps(sum(config.sample_steps), "sampling")
             for steps in config.sample_steps:
                 begun = time.perf_counter()
-                assert denoiser.gaussian is not None
-                lowest, highest = denoiser.gaussian.noise_range()
                 fields[model, steps] = sample(
                     denoiser,
                     config.samples,
                     steps=steps,
                     solver=solver,
                     grid=config.solver_grid,
-                    sigma_min=lowest,
-                    sigma_max=highest,
                     generator=torch.Generator().manual_seed(seed + 1),
                     **config.solver_options,
                 )

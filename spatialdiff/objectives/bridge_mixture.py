@@ -33,7 +33,8 @@ class BridgeMixture(nn.Module):
             out where the denoiser is bound to one already.
         form: `"endpoint"` regresses the endpoint in the metric of `weighting`; `"drift"` the drift of the
             mixture, that is `(β a/v)² ‖x_τ - D‖²`, which gives all the weight to the end of the bridge.
-        times: how times are drawn: `"edm"`, `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
+        times: how times are drawn: `"fitted"` (where the modes of the denoiser's `data` emerge), `"edm"`,
+            `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
         weighting: `"network"`, `"data"` or `"whitened"`, for `form="endpoint"`.
         condition_on_start: with pairs, whether the network is shown the start, as the keyword argument
             `start`.
@@ -67,7 +68,7 @@ class BridgeMixture(nn.Module):
         denoiser.law  # noqa: B018  raises, saying what to do, where no coupling is bound
         self.denoiser = denoiser
         self.form = form
-        self.times = time_distribution(times)
+        self.times = time_distribution(times, denoiser)
         self.weighting = check_weighting(weighting)
 
     def forward(

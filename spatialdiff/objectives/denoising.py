@@ -24,7 +24,8 @@ class Denoising(nn.Module):
 
     Args:
         denoiser: a `Denoiser` for a noise process.
-        times: how times are drawn: `"edm"`, `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
+        times: how times are drawn: `"fitted"` (where the modes of the denoiser's `data` emerge), `"edm"`,
+            `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
         weighting: `"network"`, `"data"` or `"whitened"`.
 
     Raises:
@@ -41,7 +42,7 @@ class Denoising(nn.Module):
         if isinstance(denoiser.process, Bridge):
             raise TypeError(f"{type(denoiser.process).__name__} is a bridge: train it with sd.BridgeMixture")
         self.denoiser = denoiser
-        self.times = time_distribution(times)
+        self.times = time_distribution(times, denoiser)
         self.weighting = check_weighting(weighting)
 
     def forward(

@@ -123,6 +123,8 @@ class TimeDistribution:
         return low, high
 
 
-def time_distribution(times: TimeDistribution | str) -> TimeDistribution:
-    """A distribution from its name, or as it is."""
-    return times if isinstance(times, TimeDistribution) else TimeDistribution(times)
+def time_distribution(times: TimeDistribution | str, denoiser: Denoiser) -> TimeDistribution:
+    """A distribution from its name, or as it is; `"fitted"` is the one fitted to the denoiser's data."""
+    if isinstance(times, TimeDistribution):
+        return times
+    return TimeDistribution.fitted(denoiser) if times == "fitted" else TimeDistribution(times)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spatialdiff.denoisers.base import PosteriorMean
+from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.sampling.ancestral import Ancestral
 from spatialdiff.sampling.base import Noise, Solver, White
 from spatialdiff.sampling.ddim import DDIM
@@ -59,7 +60,9 @@ def sample(
             `"euler_maruyama"`, `"heun"`,
             `"gaussian"` (options `order=1|2`, `residual="endpoint"|"plain"`, `data=`), `"gaussian_sde"`
             (option `data=`).
-        grid: `"log_snr"`, `"uniform"`, `"edm"` (see `time_grid`), or the times themselves.
+        grid: `"log_snr"`, `"uniform"`, `"edm"` (see `time_grid`), or the times themselves; `"fitted"` is
+            `"log_snr"` over the noise levels at which the fitted data emerge (`noise_range` of the Gaussian
+            model), in place of `sigma_min` and `sigma_max`.
         generator: source of every random number.
         start: the initial states `(n, C, *grid)` instead of drawn ones; needed by a bridge with coupling
             `"paired"`.
@@ -95,6 +98,8 @@ def sample(
             given["start"] = start
     draws = Noise(denoiser.law, n, denoiser.channels, generator=generator, white=noise)
     method = SOLVERS[solver](denoiser, draws, given, **options)
+    if isinstance(grid, str) and grid == "fitted":
+        grid, (sigma_min, sigma_max) = "log_snr", fitted_range(denoiser, method)
     times = time_grid(
         method.law, steps, grid, start=method.start_time, sigma_min=sigma_min, sigma_max=sigma_max
     ).to(denoiser.covariance.device)
@@ -107,6 +112,17 @@ def sample(
             if return_path:
                 path.append(u)
     return torch.stack(path) if return_path else u
+
+
+def fitted_range(denoiser: PosteriorMean, solver: Solver) -> tuple[float, float]:
+    """The noise range of the solver's Gaussian model, or of the denoiser's."""
+    model = getattr(solver, "model", None) or getattr(denoiser, "gaussian", None)
+    if not isinstance(model, GaussianModel):
+        raise ValueError(
+            "grid='fitted' needs the fitted Gaussian law of the data: build the Denoiser with data= the "
+            "result of sd.fit, or choose grid='log_snr'"
+        )
+    return model.noise_range()
 
 
 def check_start(start: Tensor, n: int, denoiser: PosteriorMean) -> None:

@@ -15,8 +15,13 @@ GRID = sd.Grid((8, 12))
 DATA = sd.covariance(Matern(nu=1.5, lengthscale=2.0, variance=4.0), GRID, method="cosine")
 
 
+class Zero(nn.Module):
+    def forward(self, u, t):
+        return torch.zeros_like(u)
+
+
 def denoiser(gamma, data=DATA):
-    return sd.Denoiser(nn.Identity(), sd.VP(gamma), preconditioning="wiener", data=data, channels=1)
+    return sd.Denoiser(Zero(), sd.VP(gamma), preconditioning="wiener", data=data, channels=1)
 
 
 def test_range_holds_every_level_at_which_a_mode_emerges():
@@ -49,9 +54,23 @@ def test_fitted_times_have_the_stated_mean_and_spread():
     assert float(levels.max()) <= high + 3.0 + 1e-6
 
 
+def test_objectives_and_samplers_take_them_by_name():
+    model = denoiser(sd.white(GRID))
+    assert sd.Denoising(model, times="fitted").times == TimeDistribution.fitted(model)
+    low, high = model.gaussian.noise_range()
+    draws = [
+        sd.sample(model, 2, steps=4, solver="ddim", generator=torch.Generator().manual_seed(0), **options)
+        for options in ({"grid": "fitted"}, {"sigma_min": low, "sigma_max": high}, {})
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    with pytest.raises(ValueError, match=r"grid='fitted' needs"):
+        sd.sample(sd.Denoiser(Zero(), sd.VP(sd.white(GRID))), 1, steps=2, grid="fitted")
+
+
 def test_fitted_times_need_a_fit():
     with pytest.raises(ValueError, match=r"data= the result of sd\.fit"):
-        TimeDistribution.fitted(sd.Denoiser(nn.Identity(), sd.VP(sd.white(GRID))))
+        TimeDistribution.fitted(sd.Denoiser(Zero(), sd.VP(sd.white(GRID))))
 
 
 @pytest.mark.parametrize("grid", ["log_snr", "edm"])
