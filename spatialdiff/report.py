@@ -57,10 +57,19 @@ PIXELS_PER_INCH = 90
 
 
 def png(figure: Figure, dpi: int = 130) -> bytes:
-    """The figure as a PNG file."""
+    """The figure as a PNG file, which names its resolution."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
     return buffer.getvalue()
+
+
+def inches(picture: bytes) -> float | None:
+    """Width of a PNG file, where it names its resolution: pixels (`IHDR`) over pixels per metre (`pHYs`)."""
+    at = picture.find(b"pHYs")
+    if at < 0 or picture[at + 12] != 1:
+        return None
+    pixels, per_metre = picture[16:20], picture[at + 4 : at + 8]
+    return int.from_bytes(pixels) / int.from_bytes(per_metre) / 0.0254
 
 
 class Page:
@@ -155,15 +164,15 @@ class Page:
 
     def figure(self, picture: Figure | bytes | Path, caption: str = "") -> Page:
         """Add a picture: a matplotlib figure, or a PNG file as bytes or path."""
-        size = ""
         if isinstance(picture, Path):
             data = picture.read_bytes()
         elif isinstance(picture, bytes):
             data = picture
         else:
             data = png(picture)
-            # letters of one size in all pictures, whatever their width
-            size = f' style="width: {round(float(picture.get_size_inches()[0]) * PIXELS_PER_INCH)}px"'
+        width = inches(data)
+        # letters of one size in all pictures, whatever their width
+        size = "" if width is None else f' style="width: {round(width * PIXELS_PER_INCH)}px"'
         source = base64.b64encode(data).decode()
         below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         self._parts.append(

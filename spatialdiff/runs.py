@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from spatialdiff.report import png
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -203,11 +205,9 @@ class RunFolder:
 
         return write_atomically(self / name, lambda file: torch.save(value, file))
 
-    def write_picture(self, name: str, figure: Figure, dpi: int = 110) -> Path:
-        """Write a figure as PNG."""
-        return write_atomically(
-            self / name, lambda file: figure.savefig(file, format="png", dpi=dpi, bbox_inches="tight")
-        )
+    def write_picture(self, name: str, figure: Figure) -> Path:
+        """Write a figure as PNG; `Page.figure` takes the path, so that it is drawn once."""
+        return write_atomically(self / name, lambda file: file.write(png(figure)))
 
     def describe(self, config: str, seed: int, command: Sequence[str] | None = None) -> dict[str, str]:
         """Write `config.yaml`, `seed.txt`, `command.txt` and `versions.json`; returns the versions."""

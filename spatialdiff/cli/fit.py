@@ -94,13 +94,13 @@ def fit(
         drawn = with_channel(result.covariance.sample((draws,), generator=seeded(seed)), setting.grid)
         drawn = drawn.double() + torch.as_tensor(result.mean).double()
     picture = gallery({"data": data.test[:draws], "fitted Γ": drawn}, columns=draws)
-    out.write_picture("fields.png", picture)
+    written = out.write_picture("fields.png", picture)
     page = Page(
         f"Fit to {setting.name}",
         f"{len(data.train)} fields of shape {setting.grid.shape}, method {result.method}.",
     )
     page.code(str(result))
-    page.figure(picture, "Held-out data, and fields drawn from the fitted covariance, on one colour scale.")
+    page.figure(written, "Held-out data, and fields drawn from the fitted covariance, on one colour scale.")
     page.provenance(config, seed, found).save(out / "report.html")
     say(str(result), "", f"fit: {out}", f"next: spatialdiff train --fit {out}")
 

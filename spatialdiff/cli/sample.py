@@ -91,12 +91,12 @@ def sample(
     out.write_csv("metrics.csv", [{"metric": "seconds", "value": seconds}, {"metric": "fields", "value": n}])
     units = f" ({setting.units})" if setting.units else ""
     picture = gallery({"": setting.physical(fields[:8])}, columns=min(8, n), label=setting.name + units)
-    out.write_picture("fields.png", picture)
+    drawn = out.write_picture("fields.png", picture)
     page = Page(
         "Generated fields",
         f"{n} fields of shape {setting.grid.shape}, {steps} steps of {solver}, {seconds:.1f} s.",
     )
-    page.figure(picture, f"The first {min(8, n)} fields, in the units of the data.")
+    page.figure(drawn, f"The first {min(8, n)} fields, in the units of the data.")
     page.provenance(config, seed, found).save(out / "report.html")
     say(
         f"{n} fields in {seconds:.1f} s: {out / 'fields.npz'} (fields: standardised; physical: in the units "

@@ -81,8 +81,8 @@ def simulate(
     variances = [float(fields[:, c].var()) for c in range(fields.shape[1])]
     out.write_csv("metrics.csv", [{"channel": c, "variance": v} for c, v in enumerate(variances)])
     picture = gallery({"": fields[:8]}, columns=min(8, n))
-    out.write_picture("fields.png", picture)
-    page = Page("Simulated fields", f"{n} fields of shape {grid.shape} from {named}.").figure(picture)
+    drawn = out.write_picture("fields.png", picture)
+    page = Page("Simulated fields", f"{n} fields of shape {grid.shape} from {named}.").figure(drawn)
     page.pairs(
         {
             "variance over sites and fields": ", ".join(f"{v:.3f}" for v in variances),

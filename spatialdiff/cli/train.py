@@ -71,12 +71,12 @@ def train(
     picture = training_curves(
         {setting.name: [(int(row["step"]), row["loss"]) for row in rows]}, {setting.name: PALETTE[0]}
     )
-    out.write_picture("training.png", picture)
+    drawn = out.write_picture("training.png", picture)
     page = Page(
         "Training",
         f"{steps} steps on {setting.name}, {len(data.train)} fields of shape {setting.grid.shape}.",
     )
-    page.figure(picture, "Loss, smoothed; the recorded values faintly behind.")
+    page.figure(drawn, "Loss, smoothed; the recorded values faintly behind.")
     page.pairs({"seconds": f"{rows[-1]['seconds']:.1f}", "last loss": f"{rows[-1]['loss']:.4g}"})
     page.provenance(config, seed, found).save(out / "report.html")
     say(f"trained to step {steps}: {out}", f"next: spatialdiff sample --run {out}")

@@ -99,9 +99,8 @@ def write(
     pictures[GAUSSIAN_FIELD.replace(" Gaussian", "\nGaussian")] = result.gaussian
     pictures |= {model.replace(" ", "\n", 1): result.fields[model, most] for model in MODELS}
     drawn = gallery(pictures, columns=config.shown, label=units)
-    out.write_picture("fields.png", drawn)
     page.figure(
-        drawn,
+        out.write_picture("fields.png", drawn),
         f"One colour scale for all; the models with {most} steps. Not chosen: the first of each. The three "
         f"models start from "
         "the white draws of the Gaussian field, so that a column shows what each makes of them.",
@@ -147,8 +146,7 @@ def write(
         m: {model: {s: e[m] for s, e in by.items()} for model, by in errors.items()} for m in metrics
     }
     figure = error_by_steps(by_metric, COLORS, table[GAUSSIAN_FIELD], base)
-    out.write_picture("steps.png", figure)
-    page.figure(figure, "Error against the number of sampling steps.")
+    page.figure(out.write_picture("steps.png", figure), "Error against the number of sampling steps.")
 
     page.section("Where they differ")
     colors = {REFERENCE: REAL, GAUSSIAN_FIELD: GAUSSIAN, **{label(m, most): COLORS[m] for m in MODELS}}
@@ -164,8 +162,7 @@ def write(
     )
     for name, group, caption in zip(("spectra", "distributions"), (first, second), captions, strict=True):
         figure = panels(group, colors, dashed=[GAUSSIAN_FIELD])
-        out.write_picture(f"{name}.png", figure)
-        page.figure(figure, caption)
+        page.figure(out.write_picture(f"{name}.png", figure), caption)
 
     page.section("Γ")
     page.text("The kernel by maximum likelihood, for its parameters:").code(str(result.parametric))
@@ -175,9 +172,8 @@ def write(
 
     page.section("Training")
     figure = training_curves(result.curves, COLORS)
-    out.write_picture("training.png", figure)
     page.figure(
-        figure,
+        out.write_picture("training.png", figure),
         "Mean square error of what the network predicts, recorded values faint, their running mean in front. "
         "The models "
         "predict different things, so that only the shapes compare, not the heights.",

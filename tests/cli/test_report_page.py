@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
 from matplotlib.figure import Figure
 
-from spatialdiff.report import Page
+from spatialdiff.report import PIXELS_PER_INCH, Page, png
 
 
 class Links(HTMLParser):
@@ -72,3 +73,18 @@ def test_marked_cells_and_rows():
     assert '<td class="best">2</td>' in html
     assert html.count('class="best"') == 1
     assert '<tr class="reference rule"><td>3</td>' in html
+
+
+def test_pictures_are_shown_at_one_scale(tmp_path):
+    """Width on the page by the inches of the picture, from a figure or its file; 3 pixels of tolerance for the
+    margins that are cut to whole pixels."""
+    widths = []
+    for width in (2.0, 6.0):
+        drawn = Figure(figsize=(width, 2.0), facecolor="white")
+        drawn.add_axes((0.0, 0.0, 1.0, 1.0)).set_axis_off()
+        (tmp_path / "a.png").write_bytes(png(drawn))
+        pages = [Page("t").figure(picture).html() for picture in (drawn, tmp_path / "a.png")]
+        assert pages[0] == pages[1]
+        widths.append(int(re.search(r'style="width: (\d+)px"', pages[0])[1]))
+    assert widths[1] - widths[0] == pytest.approx(4.0 * PIXELS_PER_INCH, abs=3)
+    assert "width:" not in Page("t").figure(b"\x89PNG without a resolution").html().split("</style>")[1]

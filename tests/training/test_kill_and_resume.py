@@ -35,7 +35,7 @@ def test_killed_within_steps_and_within_checkpoint_writes(report):
     # gone in the end
     assert report["leftovers"] == [0, 0, 1, 0, 1, 0, 0]
     newest = [int(name[5:-3]) if name else 0 for name in report["newest"]]
-    assert newest == [0, 6, 9, 12, 15, 21, 40]
+    assert newest == [0, 6, 9, 12, 15, 21, 31]
     assert report["planned_weights_equal"]
     assert report["planned_metrics_equal"]
 
