@@ -14,24 +14,8 @@ from spatialdiff.demo.reading import against, at_floor, best_rows, enough, liste
 
 TINY = [
     "--quick",
-    *(
-        "--patch",
-        "16",
-        "--stride",
-        "12",
-        "--flips",
-        "false",
-        "--width",
-        "8",
-        "--depth",
-        "1",
-        "--train_steps",
-        "4",
-        "--batch",
-        "8",
-        "--warmup",
-        "1",
-    ),
+    *("--patch", "16", "--stride", "12", "--flips", "false", "--width", "8", "--depth", "1"),
+    *("--train_steps", "4", "--batch", "8", "--warmup", "1"),
     *("--samples", "16", "--sample_steps", "[2, 3]", "--shown", "3", "--progress", "false"),
 ]
 

@@ -76,8 +76,7 @@ def test_marked_cells_and_rows():
 
 
 def test_pictures_are_shown_at_one_scale(tmp_path):
-    """Width on the page by the inches of the picture, from a figure or its file; 3 pixels of tolerance for the
-    margins that are cut to whole pixels."""
+    """Width on the page by the inches of the picture, from a figure or its file; 3 pixels for rounding."""
     widths = []
     for width in (2.0, 6.0):
         drawn = Figure(figsize=(width, 2.0), facecolor="white")
