@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from spatialdiff.kernels import Matern, Nugget
 
 import spatialdiff as sd
 from spatialdiff.covariance.dct import cosine_matrix, fourier_dct
+from spatialdiff.kernels import Matern, Nugget
 
 Timings = dict[str, float]
 

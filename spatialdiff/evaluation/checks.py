@@ -34,8 +34,8 @@ def as_fields(values: Any, grid: Grid, name: str, least: int = 1) -> Tensor:
         )
     if fields.shape[0] < least or fields.shape[1] == 0:
         raise ValueError(
-            f"{name} hold {fields.shape[0]} field(s) of {fields.shape[1]} channel(s); needed at least {least} "
-            f"field(s){', because the floor compares two halves of them' if least == 4 else ''}."
+            f"{name} hold {fields.shape[0]} field(s) of {fields.shape[1]} channel(s); needed at least "
+            f"{least} field(s){', because the floor compares two halves of them' if least == 4 else ''}."
         )
     fields = fields.to("cpu", torch.float64)
     bad = ~torch.isfinite(fields)

@@ -62,7 +62,7 @@ def spectrum_curve(fields: Tensor, grid: Grid) -> Curve:
 def variogram_curve(fields: Tensor, grid: Grid) -> Curve:
     """Mean variogram over fields, channels and axes, at lags up to half the shortest axis.
 
-    One point per lag in cells, at its mean distance over the axes; sites of an axis of length one have no lag.
+    One point per lag in cells, at its mean distance over the axes; an axis of one site has no lags.
     """
     axes = [axis for axis, size in enumerate(grid.shape) if size > 1]
     cells = lags(min(grid.shape[axis] for axis in axes))
