@@ -248,10 +248,14 @@ def _draw(axis: Axes, diagram: Panel, colors: Mapping[str, str], dashed: Sequenc
 
 
 def _few_ticks(axis: Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis, at most seven of them."""
+    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis, at most seven of them; more where it
+    spans less than a factor of five.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high >= 5.0 * low else (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.5, 8.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
