@@ -280,7 +280,13 @@ def _draw_ratio(axis: Axes, diagram: Panel, colors: Mapping[str, str], dashed: S
 
 
 def spectra(fields: Mapping[str, Tensor], grid: Grid) -> Figure:
-    """Radially averaged power spectra of fields `(N, C, *grid)` by name, with their ratio to the first."""
+    """Radially averaged power spectra of fields `(N, C, *grid)` by name, with their ratio to the first.
+
+    Raises:
+        ValueError: no fields.
+    """
+    if not fields:
+        raise ValueError("There are no fields to draw.")
     drawn = {name: spectrum_curve(x.detach().cpu().double(), grid) for name, x in fields.items()}
     reference = next(iter(drawn))
     panel = Panel(
@@ -296,7 +302,13 @@ def spectra(fields: Mapping[str, Tensor], grid: Grid) -> Figure:
 
 
 def variograms(fields: Mapping[str, Tensor], grid: Grid) -> Figure:
-    """Empirical variograms of fields `(N, C, *grid)` by name, with their ratio to the first."""
+    """Empirical variograms of fields `(N, C, *grid)` by name, with their ratio to the first.
+
+    Raises:
+        ValueError: no fields.
+    """
+    if not fields:
+        raise ValueError("There are no fields to draw.")
     drawn = {name: variogram_curve(x.detach().cpu().double(), grid) for name, x in fields.items()}
     panel = Panel("Variogram", "distance", "half mean squared difference", drawn, ratio_to=next(iter(drawn)))
     return panels([panel], colors(list(drawn)))
@@ -332,7 +344,8 @@ def covariance_section(gamma: Covariance) -> Figure:
         if picture:
             low, high = float(column.min()), float(column.max())
             signed = low < 0.0
-            down, across = (n * h for n, h in zip(middle, grid.spacing, strict=True))
+            # the pixel of the middle site is centred on distance 0
+            down, across = ((n + 0.5) * h for n, h in zip(middle, grid.spacing, strict=True))
             shown = axes[1].imshow(
                 column.numpy(),
                 cmap="RdBu_r" if signed else "viridis",
@@ -356,7 +369,12 @@ def training_curves(
     Args:
         curves: name → (step, loss).
         colors: name → colour; the palette where it is not given.
+
+    Raises:
+        ValueError: no curves, or an empty one.
     """
+    if not curves or any(len(points) == 0 for points in curves.values()):
+        raise ValueError("There are no curves to draw, or one of them is empty.")
     colors = colors or {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(curves)}
     with style():
         figure = _figure(7.2, 3.0)

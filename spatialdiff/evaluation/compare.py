@@ -28,7 +28,7 @@ from spatialdiff.evaluation.gradients import CURVATURE, GRADIENTS, curvature, sl
 from spatialdiff.evaluation.marginal import MARGINAL, moments
 from spatialdiff.evaluation.metric import Metric
 from spatialdiff.evaluation.nearest import copying, nearest_distance
-from spatialdiff.evaluation.report import REFERENCE, TRAINING, Report
+from spatialdiff.evaluation.report import FLOOR, REFERENCE, TRAINING, Report
 from spatialdiff.evaluation.spectrum import SPECTRUM
 from spatialdiff.evaluation.variogram import VARIOGRAM
 
@@ -89,7 +89,7 @@ def compare(
     if not named:
         raise ValueError("There are no generated fields: the dictionary is empty.")
     sets = {name: as_fields(x, grid, f"The generated fields {name!r}", least=2) for name, x in named.items()}
-    if taken := {REFERENCE, TRAINING} & set(sets):
+    if taken := {REFERENCE, TRAINING, FLOOR} & set(sets):
         raise ValueError(f"{sorted(taken)} name rows of the report; name the generated fields otherwise.")
     learned = None if training is None else as_fields(training, grid, "The training fields", least=2)
     everything = sets if learned is None else {**sets, TRAINING: learned}

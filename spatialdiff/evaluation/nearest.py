@@ -21,14 +21,15 @@ CHUNK = 512
 def nearest_distance(fields: Tensor, training: Tensor) -> Tensor:
     """Distance `(N,)` of each field `(N, ...)` to the nearest of `training` `(M, ...)`.
 
-    The nearest is found in single precision; its distance is then computed in double, so that it is
-    exactly 0 for a copy.
+    The nearest is found in single precision, about the mean of `training` so that fields far from zero lose
+    no digits; its distance is then computed in double, so that it is exactly 0 for a copy.
     """
     x, t = fields.flatten(1), training.flatten(1)
-    single = t.float()
+    centre = t.double().mean(0)
+    single = (t - centre).float()
     parts = []
     for chunk in x.split(CHUNK):
-        index = torch.cdist(chunk.float(), single).argmin(1)
+        index = torch.cdist((chunk - centre).float(), single).argmin(1)
         parts.append(torch.linalg.vector_norm(chunk.double() - t[index].double(), dim=1))
     return torch.cat(parts)
 
