@@ -72,7 +72,7 @@ class Standard:
         reference: fields `(N, C, *grid)`.
 
     Raises:
-        ValueError: a channel of the reference is constant.
+        ValueError: a channel of the reference is constant; no field of it varies in space.
     """
 
     def __init__(self, reference: Tensor) -> None:
@@ -83,6 +83,11 @@ class Standard:
         constant = (self.std <= 1e-12 * size).flatten().nonzero().flatten().tolist()
         if constant:
             raise ValueError(f"Channel(s) {constant} of the reference are constant; leave them out.")
+        sites = reference.flatten(2)
+        if bool((sites.amax(-1) == sites.amin(-1)).all()):
+            raise ValueError(
+                "Every field of the reference is constant in space; there is nothing to compare."
+            )
 
     def __call__(self, fields: Tensor) -> Tensor:
         return (fields - self.mean) / self.std

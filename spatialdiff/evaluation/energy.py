@@ -39,7 +39,7 @@ def energy_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
     Raises:
         ValueError: fewer than two fields in a set.
     """
-    x, y = generated.flatten(1).double(), real.flatten(1).double()
+    x, y = generated.detach().flatten(1).double(), real.detach().flatten(1).double()
     if min(len(x), len(y)) < 2:
         raise ValueError(
             f"The energy distance needs at least two fields in each set, got {len(x)} and {len(y)}."

@@ -286,3 +286,9 @@ def test_a_constant_channel_of_the_reference(level):
     real[:, 1] = level
     with pytest.raises(ValueError, match=r"Channel\(s\) \[1\] of the reference are constant"):
         compare(noise(6, 2), real, GRID)
+
+
+def test_a_reference_that_does_not_vary_in_space():
+    real = torch.randn(12, 1, 1, dtype=F64).expand(12, *GRID.shape)
+    with pytest.raises(ValueError, match="constant in space"):
+        compare(noise(6), real, GRID)

@@ -71,6 +71,14 @@ def test_equal_real_fields():
     assert relative_energy(torch.ones(4, 3, dtype=F64), real) == math.inf
 
 
+@pytest.mark.filterwarnings("error")
+def test_fields_may_carry_gradients():
+    """Samples of a covariance whose kernel has parameters do."""
+    x, y = torch.randn(4, 3, dtype=F64, requires_grad=True), torch.randn(5, 3, dtype=F64)
+    assert energy_distance(x, y) == energy_distance(x.detach(), y)
+    assert energy_distance(y, x) == energy_distance(y, x.detach())
+
+
 def test_one_field_is_too_few():
     with pytest.raises(ValueError, match="got 1 and 3"):
         energy_distance(torch.zeros(1, 2), torch.zeros(3, 2))

@@ -90,7 +90,7 @@ def test_error_is_relative():
 def test_a_nugget_shows():
     grid = sd.Grid((16, 16))
     law = sd.covariance(Matern(nu=2.5, lengthscale=4.0), grid).double()
-    smooth, other = law.sample((2, 30), generator=torch.Generator().manual_seed(0)).unsqueeze(2)
+    smooth, other = law.sample((2, 30), generator=torch.Generator().manual_seed(0)).unsqueeze(2).detach()
     rough = smooth + 0.3 * torch.randn(smooth.shape, dtype=F64)
 
     def error(x):
