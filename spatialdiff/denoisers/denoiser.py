@@ -40,8 +40,9 @@ class Denoiser(PosteriorMean):
             `"velocity"`.
         preconditioning: `"none"`, `"edm"`, or `"wiener"` (residual to the Gaussian posterior mean of `data`).
         data: the fitted law of the data: the result of `sd.fit`, a pair `(mean, Covariance)`, or a
-            `Covariance`. Needed by
-            `"wiener"`; gives the mean and standard deviation of `"edm"`, which are 0 and 1 without it.
+            `Covariance`. Gives the mean and standard deviation of `"edm"`, which are 0 and 1 without it;
+            without it `"wiener"` takes the data to be `N(0, Γ)`, as they are where Γ was fitted to
+            centred data (for any other Γ give it).
         coupling: for a bridge, how its start is drawn.
         condition_on_start: for a bridge between pairs, whether the network is shown the start, as the
             argument `start`.
@@ -50,8 +51,9 @@ class Denoiser(PosteriorMean):
         channels: number of channels `C`, where neither Γ nor `data` says; 1 if nothing does.
 
     Raises:
-        ValueError: unknown prediction or preconditioning, `"wiener"` without `data`, `"white_noise"` with a Γ
-            whose factor is not square, channel counts or couplings that contradict each other.
+        ValueError: unknown prediction or preconditioning, `"wiener"` where Γ and the data share no basis,
+            `"white_noise"` with a Γ whose factor is not square, channel counts or couplings that contradict
+            each other.
 
     Sources: docs/theory, "Denoising"; Karras et al. 2022 (arXiv 2206.00364) for `"edm"`.
     """
@@ -74,6 +76,8 @@ class Denoiser(PosteriorMean):
                 f"tint belongs to preconditioning='wiener'; given with preconditioning={preconditioning!r}"
             )
         check_prediction(prediction, process.covariance)
+        if data is None and preconditioning == "wiener":
+            data = process.covariance
         mean, covariance = (None, None) if data is None else data_law(data)
         super().__init__(resolve_channels(process.covariance, covariance, mean, channels))
         self.network = network
@@ -105,12 +109,7 @@ class Denoiser(PosteriorMean):
             self.pixels = PixelModel(self.process.covariance, unit if deviation is None else deviation, mean)
             return GaussianResidual(self.pixels, self.prediction)
         if self.preconditioning == "wiener":
-            if self.gaussian is None:
-                raise ValueError(
-                    "preconditioning='wiener' needs the fitted law of the data: pass data= the result of "
-                    "sd.fit, a pair "
-                    "(mean, Covariance), or a Covariance"
-                )
+            assert self.gaussian is not None
             return GaussianResidual(self.gaussian, self.prediction, resolve_tint(self.gaussian, tint))
         raise ValueError(
             f"unknown preconditioning {self.preconditioning!r}; the choices are {', '.join(PRECONDITIONINGS)}"
