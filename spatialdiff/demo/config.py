@@ -51,7 +51,7 @@ class DemoConfig:
     prediction: Literal["data", "noise", "white_noise", "velocity"] = "data"
     width: int = 16
     depth: int = 2
-    train_steps: int = 2500
+    train_steps: int = 1500
     batch: int = 16
     lr: float = 2e-3
     warmup: int = 50
