@@ -1,4 +1,4 @@
-"""Where a field lives.
+"""Regular grids.
 
 A grid has sites ``x_i = (i_1 h_1, …, i_d h_d)`` with ``0 ≤ i_a < n_a``, spacing ``h_a`` and extent ``n_a
 h_a`` along axis ``a``. On a periodic axis the site ``n_a`` is the site ``0`` again, so that the extent is
@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from spatialdiff.domains.base import Domain
+
+if TYPE_CHECKING:
+    from spatialdiff.domains.masked import MaskedGrid
 
 
 def _per_axis(value: Any, ndim: int, name: str) -> tuple[Any, ...]:
@@ -31,7 +36,7 @@ def _per_axis(value: Any, ndim: int, name: str) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True, init=False)
-class Grid:
+class Grid(Domain):
     """A regular grid in one, two or three dimensions.
 
     Args:
@@ -71,14 +76,8 @@ class Grid:
         object.__setattr__(self, "periodic", tuple(bool(p) for p in wraps))
 
     @property
-    def ndim(self) -> int:
-        """Number of axes ``d``."""
+    def dimension(self) -> int:
         return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of sites ``n``."""
-        return math.prod(self.shape)
 
     @property
     def extent(self) -> tuple[float, ...]:
@@ -96,3 +95,9 @@ class Grid:
             torch.arange(n, dtype=torch.float64) * h for n, h in zip(self.shape, self.spacing, strict=True)
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+    def masked(self, mask: Tensor) -> MaskedGrid:
+        """This grid with only the cells where ``mask`` (bool, shape ``shape``) is True."""
+        from spatialdiff.domains.masked import MaskedGrid
+
+        return MaskedGrid(self, mask)
