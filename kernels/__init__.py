@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spatialdiff.kernels.algebra import Product, Sum, at_lags, terms
-from spatialdiff.kernels.base import StationaryKernel
+from spatialdiff.kernels.algebra import Product, Sum, at_lags, at_pairs, terms
+from spatialdiff.kernels.base import SpatialKernel, StationaryKernel
 from spatialdiff.kernels.families import Exponential, Gaussian, Matern, Nugget
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "Matern",
     "Nugget",
     "Product",
+    "SpatialKernel",
     "StationaryKernel",
     "Sum",
     "at_lags",
+    "at_pairs",
     "terms",
 ]

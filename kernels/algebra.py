@@ -9,15 +9,18 @@ A sum's spectral density is the sum. For a product, every family here is a scale
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
+from collections.abc import Iterable
 
 import gpytorch
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
+from spatialdiff.kernels.base import SpatialKernel, gaussian_constant
 from spatialdiff.kernels.families import Gaussian, Matern, Nugget
 
 _STEP = 0.25
@@ -25,17 +28,31 @@ _CHUNK = 4_000_000
 
 
 def at_lags(kernel: Kernel, h: Tensor) -> Tensor:
-    """``k(h)`` of differences ``(..., d)`` → ``(...)`` for any stationary gpytorch kernel, without its
+    """``k(h)`` of differences ``(..., d)`` → ``(*batch, ...)`` for any stationary gpytorch kernel, without its
     approximate distances.
     """
-    if isinstance(kernel, StationaryKernel | Sum | Product):
+    if hasattr(kernel, "at_lags"):
         result: Tensor = kernel.at_lags(h)
         return result
     flat = h.reshape(-1, h.shape[-1])
     with gpytorch.settings.lazily_evaluate_kernels(False):
         # one point at the origin: gpytorch's quadratic expansion of the distance is then free of cancellation
         values: Tensor = kernel(flat.new_zeros(1, h.shape[-1]), flat).to_dense()
-    return values.reshape(h.shape[:-1]).to(h.dtype)
+    return values.reshape(*kernel.batch_shape, *h.shape[:-1]).to(h.dtype)
+
+
+def at_pairs(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
+    """``k(x, x')`` of coordinates ``(..., d)`` that broadcast against each other → ``(*batch, ...)``, for any
+    gpytorch kernel.
+    """
+    if hasattr(kernel, "at_pairs"):
+        result: Tensor = kernel.at_pairs(x1, x2)
+        return result
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    flat = (x.reshape(-1, x.shape[-1]) for x in (x1, x2))
+    # the diagonal takes differences, where the matrix would go through gpytorch's approximate distances
+    values: Tensor = kernel(*flat, diag=True)
+    return values.reshape(*kernel.batch_shape, *x1.shape[:-1]).to(x1.dtype)
 
 
 def terms(kernel: Kernel) -> list[list[Kernel]]:
@@ -81,9 +98,12 @@ def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
                 f"got {type(factor).__name__}."
             )
         g, w = (v.to(omega) for v in nodes)
-        ell = factor.lengthscale.to(omega).reshape(-1).expand(d)
+        ell = factor.lengthscale.to(omega)
+        ell = ell.expand(*ell.shape[:-1], d)
         # every pair of an old node and a new one
-        precisions = (precisions[:, None, :] + 1 / (ell.square() * g[:, None])).reshape(-1, d)
+        precisions = (precisions.unsqueeze(-2) + 1 / (ell.square() * g[:, None]).unsqueeze(-3)).flatten(
+            -3, -2
+        )
         weight = (weight[:, None] * w).reshape(-1)
         variance = variance * factor.variance.to(omega)
         if len(weight) > 1_000_000:
@@ -92,13 +112,14 @@ def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
                 "nodes per frequency; "
                 "use at most two non-Gaussian factors."
             )
-    coefficient = variance * gaussian_constant(d) * weight / precisions.prod(-1).sqrt()
+    coefficient = variance.unsqueeze(-1) * gaussian_constant(d) * weight / precisions.prod(-1).sqrt()
     flat = omega.reshape(-1, d)
     parts = [
-        torch.exp(-0.5 * chunk.square() @ (1 / precisions).T) @ coefficient
-        for chunk in flat.split(max(1, _CHUNK // len(weight)))
+        (torch.exp(-0.5 * chunk.square() @ (1 / precisions).mT) @ coefficient.unsqueeze(-1)).squeeze(-1)
+        for chunk in flat.split(max(1, _CHUNK // (coefficient.numel())))
     ]
-    return torch.cat(parts).reshape(omega.shape[:-1])
+    joined = torch.cat(parts, -1)
+    return joined.reshape(*joined.shape[:-1], *omega.shape[:-1])
 
 
 def _term_density(factors: list[Kernel], omega: Tensor) -> Tensor:
@@ -116,28 +137,47 @@ def _term_density(factors: list[Kernel], omega: Tensor) -> Tensor:
     return _product_density(factors, omega)
 
 
+# results of members without a batch, or with a smaller one, lack leading axes only: they broadcast
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, values)
+
+
+def _product(values: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.mul, values)
+
+
 class _Composite:
     """What `Sum` and `Product` share: the expansion into sums of products."""
 
     kernels: torch.nn.ModuleList
 
     def spectral_density(self, omega: Tensor) -> Tensor:
-        """``S(ω)`` of the continuous part at angular frequencies ``(..., d)``, radians per unit length."""
-        return torch.stack([_term_density(term, omega) for term in terms(self)]).sum(0)
+        """``S(ω)`` of the continuous part at angular frequencies ``(..., d)``, radians per unit length
+        → ``(*batch, ...)``.
+        """
+        return _sum(_term_density(term, omega) for term in terms(self))
 
     @property
     def nugget(self) -> Tensor:
-        """Variance of the discontinuous part."""
-        total = torch.zeros((), dtype=torch.float64)
-        for term in terms(self):
-            if any(isinstance(factor, Nugget) for factor in term):
-                total = total + torch.stack([_variance(factor) for factor in term]).prod()
-        return total
+        """Variance of the discontinuous part, shape ``(*batch,)``."""
+        found = [term for term in terms(self) if any(isinstance(factor, Nugget) for factor in term)]
+        zero = torch.zeros(self.batch_shape, dtype=torch.float64)
+        return _sum([zero, *(_product(_variance(factor) for factor in term) for term in found)])
 
     @property
     def variance(self) -> Tensor:
-        """``k(0)``."""
-        return torch.stack([torch.stack([_variance(f) for f in term]).prod() for term in terms(self)]).sum()
+        """``k(0)``, shape ``(*batch,)``."""
+        return _sum(_product(_variance(factor) for factor in term) for term in terms(self))
+
+    @property
+    def max_dimension(self) -> float:
+        """Largest number of coordinates in which every member is positive definite."""
+        return min(float(getattr(kernel, "max_dimension", math.inf)) for kernel in self.kernels)
+
+    @property
+    def reflection_symmetric(self) -> bool:
+        """Whether ``k(h)`` depends on ``|h_a|`` only, as far as is known."""
+        return all(getattr(kernel, "reflection_symmetric", False) for kernel in self.kernels)
 
     @property
     def is_stationary(self) -> bool:
@@ -145,11 +185,11 @@ class _Composite:
 
 
 def _variance(kernel: Kernel) -> Tensor:
-    if isinstance(kernel, StationaryKernel):
+    if isinstance(kernel, SpatialKernel | _Composite):
         result: Tensor = kernel.variance
         return result
     axes = kernel.ard_num_dims or 1
-    return at_lags(kernel, torch.zeros(1, axes, dtype=torch.float64)).reshape(())
+    return at_lags(kernel, torch.zeros(1, axes, dtype=torch.float64)).reshape(kernel.batch_shape)
 
 
 class Sum(_Composite, gpytorch.kernels.AdditiveKernel):
@@ -164,8 +204,12 @@ class Sum(_Composite, gpytorch.kernels.AdditiveKernel):
         super().__init__(*flat)
 
     def at_lags(self, h: Tensor) -> Tensor:
-        """``k(h)`` of differences ``(..., d)`` → ``(...)``."""
-        return torch.stack([at_lags(kernel, h) for kernel in self.kernels]).sum(0)
+        """``k(h)`` of differences ``(..., d)`` → ``(*batch, ...)``."""
+        return _sum(at_lags(kernel, h) for kernel in self.kernels)
+
+    def at_pairs(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """``k(x, x')`` of coordinates ``(..., d)`` that broadcast → ``(*batch, ...)``."""
+        return _sum(at_pairs(kernel, x1, x2) for kernel in self.kernels)
 
     def __add__(self, other: Kernel) -> Sum:
         return Sum(self, other)
@@ -191,8 +235,12 @@ class Product(_Composite, gpytorch.kernels.ProductKernel):
         super().__init__(*flat)
 
     def at_lags(self, h: Tensor) -> Tensor:
-        """``k(h)`` of differences ``(..., d)`` → ``(...)``."""
-        return torch.stack([at_lags(kernel, h) for kernel in self.kernels]).prod(0)
+        """``k(h)`` of differences ``(..., d)`` → ``(*batch, ...)``."""
+        return _product(at_lags(kernel, h) for kernel in self.kernels)
+
+    def at_pairs(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """``k(x, x')`` of coordinates ``(..., d)`` that broadcast → ``(*batch, ...)``."""
+        return _product(at_pairs(kernel, x1, x2) for kernel in self.kernels)
 
     def __add__(self, other: Kernel) -> Sum:
         return Sum(self, other)

@@ -12,10 +12,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from gpytorch.constraints import Positive
 from torch import Tensor
 
-from spatialdiff.kernels.base import StationaryKernel, gaussian_constant, positive
+from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
 
 
 class Matern(StationaryKernel):
@@ -37,10 +36,12 @@ class Matern(StationaryKernel):
         nu: float = 1.5,
         lengthscale: float | Sequence[float] | Tensor = 1.0,
         variance: float | Tensor = 1.0,
+        *,
+        batch_shape: Sequence[int] = (),
     ) -> None:
         if float(nu) not in self.SMOOTHNESS:
             raise ValueError(f"{type(self).__name__}: nu must be one of {self.SMOOTHNESS}, got {nu!r}.")
-        super().__init__(lengthscale, variance)
+        super().__init__(lengthscale, variance, batch_shape=batch_shape)
         self.nu = float(nu)
 
     def correlation(self, r: Tensor) -> Tensor:
@@ -71,9 +72,13 @@ class Exponential(Matern):
     """``k(h) = σ² exp(-‖h/ℓ‖)``: Matérn with ``ν = 1/2``."""
 
     def __init__(
-        self, lengthscale: float | Sequence[float] | Tensor = 1.0, variance: float | Tensor = 1.0
+        self,
+        lengthscale: float | Sequence[float] | Tensor = 1.0,
+        variance: float | Tensor = 1.0,
+        *,
+        batch_shape: Sequence[int] = (),
     ) -> None:
-        super().__init__(0.5, lengthscale, variance)
+        super().__init__(0.5, lengthscale, variance, batch_shape=batch_shape)
 
     def _extra(self) -> str:
         return ""
@@ -105,12 +110,10 @@ class Nugget(StationaryKernel):
 
     has_lengthscale = False
 
-    def __init__(self, variance: float | Tensor = 1.0) -> None:
-        super(StationaryKernel, self).__init__()
-        self.register_parameter("raw_variance", torch.nn.Parameter(torch.zeros(())))
-        self.register_constraint("raw_variance", Positive(torch.exp, torch.log))
+    def __init__(self, variance: float | Tensor = 1.0, *, batch_shape: Sequence[int] = ()) -> None:
+        super(StationaryKernel, self).__init__(batch_shape=torch.Size(batch_shape))
+        self._register_positive("variance", variance)
         self.double()
-        self.variance = positive(variance, "Nugget: variance").reshape(())
 
     @property
     def nugget(self) -> Tensor:
@@ -118,10 +121,10 @@ class Nugget(StationaryKernel):
 
     @property
     def effective_range(self) -> Tensor:
-        return torch.zeros(1, 1, dtype=torch.float64)
+        return torch.zeros(*self.batch_shape, 1, 1, dtype=torch.float64)
 
     def scaled_distance(self, h: Tensor) -> Tensor:
-        return h.abs().amax(-1)
+        return h.abs().amax(-1).expand(*self.batch_shape, *h.shape[:-1])
 
     def correlation(self, r: Tensor) -> Tensor:
         return (r == 0).to(r.dtype)
@@ -130,7 +133,9 @@ class Nugget(StationaryKernel):
         return torch.zeros_like(w2)
 
     def spectral_density(self, omega: Tensor) -> Tensor:
-        return torch.zeros_like(omega[..., 0])
+        return torch.zeros_like(omega[..., 0]).expand(*self.batch_shape, *omega.shape[:-1])
 
     def __repr__(self) -> str:
-        return f"Nugget(variance={float(self.variance.detach()):g})"
+        values = [round(v, 6) for v in self.variance.detach().reshape(-1).tolist()]
+        batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
+        return f"Nugget(variance={values if self.batch_shape else format(values[0], 'g')}{batch})"

@@ -10,9 +10,13 @@ Names are loaded on first use, so that `import spatialdiff` costs little more th
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from spatialdiff.version import __version__
+
+# gpytorch imports pykeops where it is installed, which prints unless told not to
+os.environ.setdefault("KEOPS_VERBOSE", "0")
 
 if TYPE_CHECKING:
     from spatialdiff import data, evaluation, kernels, networks, oracles, plotting
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
         white,
     )
     from spatialdiff.denoisers import Denoiser
-    from spatialdiff.domains import Grid
+    from spatialdiff.domains import Grid, MaskedGrid, Points, RectilinearGrid
     from spatialdiff.fitting import FitResult, fit
     from spatialdiff.objectives import BridgeMixture, Denoising
     from spatialdiff.processes import (
@@ -52,7 +56,7 @@ _HOME = {
         "covariance white"
     ),
     "denoisers": "Denoiser",
-    "domains": "Grid",
+    "domains": "Grid MaskedGrid Points RectilinearGrid",
     "fitting": "FitResult fit",
     "objectives": "BridgeMixture Denoising",
     "processes": (
@@ -82,10 +86,13 @@ __all__ = [
     "FixedPoint",
     "Grid",
     "IndependentField",
+    "MaskedGrid",
     "OrnsteinUhlenbeck",
     "OrnsteinUhlenbeckBridge",
     "Paired",
+    "Points",
     "Rectified",
+    "RectilinearGrid",
     "TorusCovariance",
     "Trainer",
     "WhiteCovariance",

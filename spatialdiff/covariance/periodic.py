@@ -7,16 +7,16 @@ marginal variance is exactly what was asked for.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gpytorch
 import torch
 from torch import Tensor
 
-from spatialdiff.covariance.checks import check_stationary
 from spatialdiff.domains import Grid
-from spatialdiff.kernels import Product, StationaryKernel, Sum, at_lags, terms
+from spatialdiff.kernels import Product, at_lags, terms
 
 TOLERANCE = 1e-12
 _MOST_SHELLS = 64
@@ -37,20 +37,34 @@ def lag_grid(indices: Sequence[Tensor], grid: Grid, device: torch.device | None)
 
 
 def periodised(
-    term: gpytorch.kernels.Kernel, grid: Grid, indices: Sequence[Tensor], device: torch.device | None
-) -> tuple[Tensor, float]:
-    """Normalised periodised covariance of one additive term at whole-number lags, and the factor that
+    values_at: Callable[[Tensor], Tensor],
+    grid: Grid,
+    indices: Sequence[Tensor],
+    device: torch.device | None,
+    *,
+    name: str,
+) -> tuple[Tensor, Tensor]:
+    """Normalised periodised covariance of one additive term at whole-number lags, and the factors that
     normalised it.
 
     Images are added in shells, ``max|m_a| = 1, 2, …``, until a shell adds less than 1e-12 of the sum.
 
+    Args:
+        values_at: the term at differences ``(..., d)`` → ``(*batch, ...)``.
+        grid, indices, device: see `stationary_at`.
+        name: what to call the term in an error.
+
+    Returns:
+        values ``(*batch, *lags)`` and factors ``(*batch,)``.
+
     Raises:
-        ValueError: the images do not converge (a length scale far beyond the extent, or a kernel that does
-            not decay).
+        ValueError: the images do not converge (a length scale far beyond the extent, or a kernel that decays
+            slowly or not at all).
     """
     lags = lag_grid(indices, grid, device)
+    ndim = grid.ndim
     extent = torch.tensor(grid.extent, dtype=torch.float64, device=lags.device)
-    total, origin = at_lags(term, lags), at_lags(term, torch.zeros_like(lags.reshape(-1, grid.ndim)[:1]))
+    total, origin = values_at(lags), values_at(torch.zeros_like(lags.reshape(-1, ndim)[:1]))[..., 0]
     unit = origin
     for shell in range(1, _MOST_SHELLS + 1):
         ring = [
@@ -61,49 +75,52 @@ def periodised(
         shifts = torch.tensor(ring, dtype=torch.float64, device=lags.device) * extent
         added = torch.zeros_like(total)
         for some in shifts.split(max(1, _CHUNK // total.numel())):
-            added = added + at_lags(term, lags.unsqueeze(-2) + some).sum(-1)
-        at_origin = at_lags(term, shifts).sum()
-        total, origin = total + added, origin + at_origin
-        if float(added.detach().abs().max()) <= TOLERANCE * float(origin.detach()):
+            added = added + values_at(lags.unsqueeze(-2) + some).sum(-1)
+        total, origin = total + added, origin + values_at(shifts).sum(-1)
+        largest = added.detach().abs().reshape(*origin.shape, -1).amax(-1)
+        if bool((largest <= TOLERANCE * origin.detach()).all()):
             factor = unit / origin
-            return total * factor, float(factor.detach())
+            return total * factor.reshape(*factor.shape, *(1,) * ndim), factor.detach()
     raise ValueError(
-        f"{type(term).__name__}: the sum over periodic images does not converge within {_MOST_SHELLS} "
-        f"periods {grid.extent}; the length scale is too long for the torus. Use a shorter one, a larger "
-        "grid, or a grid that is not periodic."
+        f"{name}: the sum over periodic images does not converge within {_MOST_SHELLS} periods {grid.extent}; "
+        "its length scale is too long for the torus, or it decays too slowly to be periodised. Use a shorter "
+        "length scale, a larger grid, a family that decays faster, or a grid that is not periodic."
     )
 
 
 def stationary_at(
     kernel: gpytorch.kernels.Kernel, grid: Grid, indices: Sequence[Tensor], device: torch.device | None = None
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Covariance at whole-number lags per axis, periodised on the periodic axes; and the normalising factors
-    per term.
+    """Covariance at whole-number lags per axis, ``(*batch, *lags)``, periodised on the periodic axes; and the
+    normalising factors per term (and, with a batch, per member).
     """
     if not any(grid.periodic):
         return at_lags(kernel, lag_grid(indices, grid, device)), ()
-    values, factors = zip(
-        *(periodised(t, grid, indices, device) for t in additive_terms(kernel)), strict=True
-    )
-    return torch.stack(values).sum(0), tuple(factors)
+    total: Tensor | None = None
+    factors: list[float] = []
+    for term in additive_terms(kernel):
+        values, factor = periodised(
+            functools.partial(at_lags, term), grid, indices, device, name=type(term).__name__
+        )
+        total = values if total is None else total + values
+        factors.extend(factor.reshape(-1).tolist())
+    assert total is not None
+    return total, tuple(factors)
 
 
-def difference_table(
-    kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None
-) -> Tensor:
-    """The ``(n, n)`` matrix of a stationary kernel on a grid, from its values at all differences of sites."""
-    check_stationary(kernel, grid, "a periodic axis")
-    indices = [torch.arange(-n + 1, n) for n in grid.shape]
-    table, _ = stationary_at(kernel, grid, indices, device)
+def difference_table(lagged: Callable[[Sequence[Tensor]], Tensor], grid: Grid) -> Tensor:
+    """The ``(*batch, n, n)`` matrix of a stationary covariance from its values at all differences of sites,
+    which ``lagged`` gives for whole-number lags per axis.
+    """
+    table = lagged([torch.arange(-n + 1, n) for n in grid.shape])
     position = torch.stack(
         torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), dim=-1
     ).reshape(-1, grid.ndim)
-    offset = position[:, None] - position[None] + torch.tensor(grid.shape) - 1
-    return table[tuple(offset.unbind(-1))]
+    offset = (position[:, None] - position[None] + torch.tensor(grid.shape) - 1).to(table.device)
+    result: Tensor = table[(..., *offset.unbind(-1))]
+    return result
 
 
 def reflection_symmetric(kernel: gpytorch.kernels.Kernel) -> bool:
     """Whether ``k(h)`` depends on ``|h_a|`` only, known for the kernels here."""
-    if isinstance(kernel, Sum | Product):
-        return all(reflection_symmetric(part) for part in kernel.kernels)
-    return isinstance(kernel, StationaryKernel)
+    return bool(getattr(kernel, "reflection_symmetric", False))

@@ -55,9 +55,7 @@ class MaskedGrid(Domain):
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, MaskedGrid)
-            and self.grid == other.grid
-            and torch.equal(self.valid, other.valid)
+            isinstance(other, MaskedGrid) and self.grid == other.grid and torch.equal(self.valid, other.valid)
         )
 
     def __hash__(self) -> int:
