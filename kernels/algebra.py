@@ -28,8 +28,8 @@ _CHUNK = 4_000_000
 
 
 def at_lags(kernel: Kernel, h: Tensor) -> Tensor:
-    """``k(h)`` of differences ``(..., d)`` → ``(*batch, ...)`` for any stationary gpytorch kernel, without its
-    approximate distances.
+    """``k(h)`` of differences ``(..., d)`` → ``(*batch, ...)`` for any stationary gpytorch kernel, without
+    its approximate distances.
     """
     if hasattr(kernel, "at_lags"):
         result: Tensor = kernel.at_lags(h)

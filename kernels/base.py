@@ -92,8 +92,8 @@ class SpatialKernel(gpytorch.kernels.Kernel):
         if d > self.max_dimension:
             raise ValueError(
                 f"{type(self).__name__} is positive definite in at most {self.max_dimension:g} "
-                f"dimension{'s' * (self.max_dimension != 1)}, but the sites have {d} coordinates; use another "
-                "family, such as Matern."
+                f"dimension{'s' * (self.max_dimension != 1)}, but the sites have {d} coordinates; use "
+                "another family, such as Matern."
             )
 
     @property
@@ -129,8 +129,8 @@ class SpatialKernel(gpytorch.kernels.Kernel):
             first = [x[(0,) * lead] if x.dim() > 2 else x for x in (x1, x2)]
             if not all(torch.equal(x, y.expand_as(x)) for x, y in zip((x1, x2), first, strict=True)):
                 raise ValueError(
-                    f"{type(self).__name__}: inputs that differ over batch_shape {tuple(self.batch_shape)} are "
-                    "not supported; give the same sites to all members."
+                    f"{type(self).__name__}: inputs that differ over batch_shape {tuple(self.batch_shape)} "
+                    "are not supported; give the same sites to all members."
                 )
             x1, x2 = first
         return self.at_pairs(*((x1, x2) if diag else (x1.unsqueeze(-2), x2.unsqueeze(-3))))
@@ -213,8 +213,8 @@ class StationaryKernel(SpatialKernel, ABC):
         return self.lengthscale * self._range_factor().reshape(*self.batch_shape, 1, 1)
 
     def _range_factor(self) -> Tensor:
-        """The scaled distance of correlation 0.05, shape ``(*batch,)`` or ``()``; the last such distance where
-        the correlation oscillates is a family's own affair.
+        """The scaled distance of correlation 0.05, shape ``(*batch,)`` or ``()``; a family whose
+        correlation oscillates gives the last one.
         """
         with torch.no_grad():
             low = torch.zeros(self.batch_shape, dtype=torch.float64)
@@ -262,7 +262,9 @@ class StationaryKernel(SpatialKernel, ABC):
         return safe_sqrt((h / self._scales(h)).square().sum(-1))
 
     def at_lags(self, h: Tensor) -> Tensor:
-        """``k(h)`` of differences ``h = x - x'``, ``(..., d)`` → ``(*batch, ...)``, in the data type of ``h``."""
+        """``k(h)`` of differences ``h = x - x'``, ``(..., d)`` → ``(*batch, ...)``, in the data type of
+        ``h``.
+        """
         self.check_dimension(h.shape[-1])
         r = self.scaled_distance(h)
         return align(self.variance, r) * self.correlation(r)

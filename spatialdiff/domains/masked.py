@@ -34,8 +34,8 @@ class MaskedGrid(Domain):
             raise ValueError(f"MaskedGrid: the mask needs shape {grid.shape}, got {tuple(mask.shape)}.")
         if not bool(mask.any()):
             raise ValueError(
-                f"MaskedGrid: the mask of {grid} hides every cell; True means valid, so invert it if it marks "
-                "the cells to leave out."
+                f"MaskedGrid: the mask of {grid} hides every cell; True means valid, so invert it if it "
+                "marks the cells to leave out."
             )
         self.grid = grid
         self.valid = mask.detach().cpu().clone()

@@ -32,8 +32,8 @@ class RectilinearGrid(Domain):
                 )
             if not bool(torch.isfinite(axis).all()) or bool((axis.diff() <= 0).any()):
                 raise ValueError(
-                    f"RectilinearGrid: coordinates of axis {number} must be finite and increase strictly; sort "
-                    "them and remove repeated ones."
+                    f"RectilinearGrid: coordinates of axis {number} must be finite and increase strictly; "
+                    "sort them and remove repeated ones."
                 )
         self.axes = given
         self.shape = tuple(len(axis) for axis in given)
