@@ -62,6 +62,9 @@ def terms(kernel: Kernel) -> list[list[Kernel]]:
     if isinstance(kernel, gpytorch.kernels.ProductKernel):
         choices = itertools.product(*(terms(part) for part in kernel.kernels))
         return [[factor for part in choice for factor in part] for choice in choices]
+    if hasattr(kernel, "terms"):
+        expanded: list[list[Kernel]] = kernel.terms()
+        return expanded
     return [[kernel]]
 
 

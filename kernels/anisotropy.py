@@ -3,8 +3,8 @@ r"""Geometric anisotropy: ``k(h) = k_0(Λ⁻¹ Rᵀ h)``.
 ``R`` is a rotation whose columns are the principal axes, ``Λ = diag(λ_1, …, λ_d)`` their scales. A change of
 variables gives ``S(ω) = (∏ λ_a) S_0(Λ Rᵀ ω)`` [Chilès & Delfiner 2012, section 2.5.2].
 
-In two dimensions ``R = [[c, -s], [s, c]]`` with ``c = cos θ, s = sin θ``: the first principal axis is ``(cos θ,
-sin θ)``, turned from the first coordinate axis towards the second by ``θ`` radians. In three,
+In two dimensions ``R = [[c, -s], [s, c]]`` with ``c = cos θ, s = sin θ``: the first principal axis is ``(cos
+θ, sin θ)``, turned from the first coordinate axis towards the second by ``θ`` radians. In three,
 ``R = R_3(α) R_2(β) R_1(γ)``, right-handed turns about the third, the second and the first coordinate axis,
 the one about the first applied first (yaw, pitch and roll): the first principal axis is
 ``(cos α cos β, sin α cos β, -sin β)``.
@@ -22,7 +22,14 @@ from torch import Tensor
 
 from spatialdiff.kernels.algebra import at_lags, terms
 from spatialdiff.kernels.base import positive
-from spatialdiff.kernels.lags import LagKernel, check_kernel, density, paired, parameter_values
+from spatialdiff.kernels.lags import (
+    LagKernel,
+    check_kernel,
+    density,
+    paired,
+    parameter_values,
+    scale_variance,
+)
 
 
 def rotation(angles: Tensor) -> Tensor:
@@ -48,10 +55,10 @@ def rotation(angles: Tensor) -> Tensor:
 class Anisotropic(LagKernel):
     r"""``k(h) = k_0(Λ⁻¹ Rᵀ h)``: any stationary kernel, stretched along rotated axes.
 
-    A principal axis with scale ``λ_a`` has ``λ_a`` times the range of ``k_0``. With ``ratios`` the first scale
-    is 1, so that ``k_0`` keeps its length scale and every parameter is identified; with ``lengthscales`` an
-    isotropic ``k_0`` should have length scale 1, and not be fitted (``k_0.raw_lengthscale.requires_grad_(False)``),
-    since only the products are identified.
+    A principal axis with scale ``λ_a`` has ``λ_a`` times the range of ``k_0``. With ``ratios`` the first
+    scale is 1, so that ``k_0`` keeps its length scale and every parameter is identified. With
+    ``lengthscales`` only the products with those of ``k_0`` are identified: give it length scale 1, and
+    freeze that (``k_0.raw_lengthscale.requires_grad_(False)``) before a fit.
 
     Args:
         kernel: ``k_0``, any stationary gpytorch kernel.
@@ -63,8 +70,8 @@ class Anisotropic(LagKernel):
 
     Raises:
         TypeError: something that is not a kernel.
-        ValueError: a kernel that is not stationary; both or neither of ``lengthscales`` and ``ratios``; numbers
-            of angles and scales that belong to different dimensions; scales that are not positive.
+        ValueError: a kernel that is not stationary; both or neither of ``lengthscales`` and ``ratios``;
+            numbers of angles and scales that belong to different dimensions; scales that are not positive.
     """
 
     def __init__(
@@ -135,10 +142,23 @@ class Anisotropic(LagKernel):
         """False where there are angles, whatever their values."""
         return not self._rotated and bool(getattr(self.kernel, "reflection_symmetric", False))
 
+    def _scale(self, factor: Tensor) -> None:
+        scale_variance(self.kernel, factor)
+
     @property
-    def variance(self) -> Tensor:
-        zero = torch.zeros(self.dimension, dtype=torch.float64, device=self.raw_scales.device)
-        return self.at_lags(zero)
+    def effective_range(self) -> Tensor:
+        """Distance along each principal axis at which the correlation is 0.05, shape ``(*batch, 1, d)``.
+
+        Raises:
+            ValueError: a kernel inside that has none, or one per axis.
+        """
+        inner = getattr(self.kernel, "effective_range", None)
+        if inner is None or inner.shape[-1] != 1:
+            raise ValueError(
+                f"Anisotropic: {type(self.kernel).__name__} inside has no effective range that is one number."
+            )
+        result: Tensor = self.scales.unsqueeze(-2) * inner
+        return result
 
     @property
     def nugget(self) -> Tensor:
@@ -159,8 +179,8 @@ class Anisotropic(LagKernel):
         scaled = self.axes / self.scales.unsqueeze(-2)
         return scaled @ scaled.mT
 
-    def _batched(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch = self._batch_shape
+    def _batched(self, x: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
+        batch = torch.Size(self._batch_shape)
         ones = (1,) * (x.dim() - 1)
         axes = self.axes.to(x).expand(*batch, self.dimension, self.dimension)
         axes = axes.reshape(*batch, *ones, self.dimension, self.dimension)
@@ -173,8 +193,8 @@ class Anisotropic(LagKernel):
         return paired(lambda x: at_lags(self.kernel, x), self.kernel, turned / scales, batch)
 
     def spectral_density(self, omega: Tensor) -> Tensor:
-        """``S(ω) = (∏ λ) S_0(Λ Rᵀ ω)`` of the continuous part at angular frequencies ``(..., d)``, radians per
-        unit length → ``(*batch, ...)``.
+        """``S(ω) = (∏ λ) S_0(Λ Rᵀ ω)`` of the continuous part at angular frequencies ``(..., d)``, radians
+        per unit length → ``(*batch, ...)``.
         """
         self.check_dimension(omega.shape[-1])
         batch, axes, scales = self._batched(omega)
@@ -198,7 +218,7 @@ class Anisotropic(LagKernel):
         ]
 
     def __repr__(self) -> str:
-        shown = [[round(v, 6) for v in t.detach().reshape(-1).tolist()] for t in (self.scales,)][0]
+        shown = [round(v, 6) for v in self.scales.detach().reshape(-1).tolist()]
         angles = f", angles={[round(v, 6) for v in self.angles.detach().reshape(-1).tolist()]}"
         batch = f", batch_shape={tuple(self._batch_shape)}" if self._batch_shape else ""
         return f"Anisotropic({self.kernel!r}, scales={shown}{angles if self._rotated else ''}{batch})"

@@ -6,6 +6,7 @@ lags of its own. A kernel with the same batch would form all pairs of members; `
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,24 +15,45 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.kernels.base import SpatialKernel
+from spatialdiff.kernels.base import SpatialKernel, StationaryKernel
 
 
 class LagKernel(SpatialKernel, ABC):
     """Base of the stationary kernels that are functions of the lag, not of one scaled distance.
 
-    A subclass gives `at_lags`.
+    A subclass gives `at_lags`, and `_scale` where its variance can be set.
     """
 
     has_lengthscale = False
+    dimension = 1
 
     @property
     def is_stationary(self) -> bool:
         return True
 
+    @property
+    def variance(self) -> Tensor:
+        """``k(0)``, shape ``(*batch,)``; set through the kernels inside."""
+        device = next(iter(self.parameters())).device
+        return self.at_lags(torch.zeros(1, self.dimension, dtype=torch.float64, device=device)).squeeze(-1)
+
+    @variance.setter
+    def variance(self, value: float | Tensor) -> None:
+        with torch.no_grad():
+            self._scale(torch.as_tensor(value, dtype=torch.float64) / self.variance)
+
+    @abstractmethod
+    def _scale(self, factor: Tensor) -> None:
+        """Multiply the variance by ``factor``, ``(*batch,)`` or one number."""
+
+    @property
+    def effective_range(self) -> Tensor:
+        """Distance at which the correlation is 0.05, where it is a function of the distance."""
+        raise ValueError(f"{type(self).__name__} has no one effective range; ask the kernels inside.")
+
     @abstractmethod
     def at_lags(self, h: Tensor) -> Tensor:
-        """``k(h)`` of differences ``h = x - x'``, ``(..., d)`` → ``(*batch, ...)``, in the data type of ``h``."""
+        """``k(h)`` of differences ``(..., d)`` → ``(*batch, ...)``, in the data type of ``h``."""
 
     def at_pairs(self, x1: Tensor, x2: Tensor) -> Tensor:
         return self.at_lags(x1 - x2)
@@ -87,8 +109,35 @@ def density(kernel: Any, omega: Tensor) -> Tensor:
     """``kernel.spectral_density(omega)``; raises TypeError where the kernel has none."""
     if not hasattr(kernel, "spectral_density"):
         raise TypeError(
-            f"{type(kernel).__name__} has no spectral_density; use kernels of spatialdiff.kernels, or a method "
-            "that needs only the covariance."
+            f"{type(kernel).__name__} has no spectral_density; use kernels of spatialdiff.kernels, or a "
+            "method that needs only the covariance."
         )
     result: Tensor = kernel.spectral_density(omega)
     return result
+
+
+def gaussian_mixture_family(kernel: object, title: str) -> None:
+    """Raise unless ``kernel`` is an isotropic family that is positive definite in every dimension: a mixture
+    of Gaussians in the scaled distance [Schoenberg 1938].
+    """
+    if not isinstance(kernel, StationaryKernel):
+        raise TypeError(
+            f"{title}: needs an isotropic family of spatialdiff.kernels (Matern, Gaussian, …), got "
+            f"{type(kernel).__name__}."
+        )
+    radial = all(
+        getattr(type(kernel), name) is getattr(StationaryKernel, name)
+        for name in ("at_lags", "scaled_distance")
+    )
+    if not radial or kernel.max_dimension < math.inf:
+        raise ValueError(
+            f"{title}: needs a family that is a function of the distance, continuous and positive definite "
+            f"in every dimension (Matern, Gaussian, …); {type(kernel).__name__} is not."
+        )
+
+
+def scale_variance(kernel: Kernel, factor: Tensor) -> None:
+    """Multiply the variance of ``kernel`` by ``factor``; raises TypeError where it cannot be set."""
+    if not isinstance(kernel, SpatialKernel):
+        raise TypeError(f"The variance of {type(kernel).__name__} cannot be set from outside; set its own.")
+    kernel.variance = kernel.variance.detach() * factor
