@@ -1,7 +1,7 @@
-r"""Γ as an operator: ``Γ = B ⊗ Γ_s`` with ``Γ_s = R_s R_sᵀ`` on a grid and ``B = L Lᵀ`` on the channels.
+r"""Γ as an operator: ``Γ = B ⊗ Γ_s`` with ``Γ_s = R_s R_sᵀ`` on a domain and ``B = L Lᵀ`` on the channels.
 
-Every structure gives the spatial part, six small methods that act on the trailing grid axes; this class adds
-the channels, the checks, the Gaussian density and sampling, once. With ``R = L ⊗ R_s``:
+Every structure gives the spatial part, six small methods that act on the trailing axes of a field; this class
+adds the channels, the checks, the Gaussian density and sampling, once. With ``R = L ⊗ R_s``:
 
 ``η = R z``, ``z = R⁻¹ x``, ``log det Γ = C log det Γ_s + n log det B``, ``log N(x; 0, Γ) = -½ (xᵀΓ⁻¹x + log
 det Γ + N log 2π)``.
@@ -23,7 +23,7 @@ from spatialdiff.covariance.basis import Basis
 from spatialdiff.covariance.channels import channel_apply, channel_covariance
 from spatialdiff.covariance.checks import check_finite
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, MaskedGrid
 
 # parameters up to this size are compared by value, larger ones by storage and version
 _SMALL = 64
@@ -34,15 +34,18 @@ Channels = int | Tensor | Sequence[Sequence[float]] | None
 class Covariance(nn.Module, ABC):
     """Base of all structures; see the module for the equations.
 
-    Fields have shape ``(..., *grid.shape)`` with ``channels=None`` (Γ then acts on the grid and broadcasts
-    over every leading axis), and ``(..., C, *grid.shape)`` with ``channels=C`` or a ``(C, C)`` matrix ``B``.
+    Fields have shape ``(..., *domain.shape)`` with ``channels=None`` (Γ then acts on the domain and
+    broadcasts over every leading axis), and ``(..., C, *domain.shape)`` with ``channels=C`` or a ``(C, C)``
+    matrix ``B``.
+    A kernel with ``batch_shape`` makes a batch of covariances: its axes come before those of the event and
+    line up with the last of the leading axes of a field.
 
     Differentiable in the parameters of ``kernel`` where they require a gradient and gradients are on;
     otherwise factors are computed once and again only after a parameter has changed. Parameters and spectra
     stay in float64 under ``.to(dtype)``, which sets the data type of samples.
 
     Args:
-        domain: the grid.
+        domain: where the field lives.
         channels: None, the number of independent channels, or the channel covariance ``B``.
         kernel: the kernel, where there is one.
     """
@@ -55,11 +58,14 @@ class Covariance(nn.Module, ABC):
     _anchor: Tensor
 
     def __init__(
-        self, domain: Grid, channels: Channels = None, kernel: gpytorch.kernels.Kernel | None = None
+        self, domain: Domain, channels: Channels = None, kernel: gpytorch.kernels.Kernel | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(domain, Grid):
-            raise TypeError(f"{type(self).__name__} needs a Grid, got {type(domain).__name__}.")
+        if not isinstance(domain, Domain):
+            raise TypeError(
+                f"{type(self).__name__} needs a domain, such as a Grid or Points, got "
+                f"{type(domain).__name__}."
+            )
         self.domain = domain
         self.kernel = kernel
         self.channels, matrix = channel_covariance(channels)
@@ -70,8 +76,13 @@ class Covariance(nn.Module, ABC):
 
     # ---- shapes
     @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the batch of hyperparameters of the kernel."""
+        return torch.Size() if self.kernel is None else self.kernel.batch_shape
+
+    @property
     def event_shape(self) -> torch.Size:
-        """Shape of one field: ``grid.shape``, or ``(C, *grid.shape)``."""
+        """Shape of one field: ``domain.shape``, or ``(C, *domain.shape)``."""
         return torch.Size((*self._lead(), *self.domain.shape))
 
     @property
@@ -94,7 +105,7 @@ class Covariance(nn.Module, ABC):
     def _factor_grid(self) -> tuple[int, ...]:
         return self.domain.shape
 
-    # ---- the spatial part, given by each structure
+    # ---- the spatial part, given by each structure: (..., *batch_shape, *domain.shape)
     @abstractmethod
     def _color(self, z: Tensor) -> Tensor: ...
 
@@ -109,11 +120,15 @@ class Covariance(nn.Module, ABC):
 
     @abstractmethod
     def _log_det(self) -> Tensor:
-        """``log det Γ_s``, float64, scalar, or ``(C,)`` where the channels have spectra of their own."""
+        """``log det Γ_s``, float64, ``(*batch,)``, or ``(C,)`` where the channels have spectra of their
+        own.
+        """
 
     @abstractmethod
     def _variance(self) -> Tensor:
-        """Diagonal of Γ_s, float64, broadcastable to the event."""
+        """Diagonal of Γ_s, float64, with all axes of the domain, broadcastable to ``(*batch,
+        *domain.shape)``.
+        """
 
     @property
     def report(self) -> CovarianceReport:
@@ -122,65 +137,82 @@ class Covariance(nn.Module, ABC):
 
     # ---- the interface
     def sample(self, shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws of ``N(0, Γ)``, shape ``(*shape, *event_shape)``, in the data type and on the device of this
-        module.
+        """Draws of ``N(0, Γ)``, shape ``(*shape, *batch_shape, *event_shape)``, in the data type and on the
+        device of this module.
         """
         white = torch.randn(
-            *shape, *self.factor_shape, generator=generator, dtype=self.dtype, device=self.device
+            *shape,
+            *self.batch_shape,
+            *self.factor_shape,
+            generator=generator,
+            dtype=self.dtype,
+            device=self.device,
         )
         return self.color(white)
 
     def color(self, white: Tensor) -> Tensor:
         """``η = R z``: ``(..., *factor_shape)`` → ``(..., *event_shape)``."""
-        self._check(white, self.factor_shape, "color")
-        return self._on_channels(self._color(white), "root")
+        white = self._prepare(white, self.factor_shape, "color")
+        return self._on_channels(self._spatial(self._color, white, self._factor_grid()), "root")
 
     def whiten(self, field: Tensor) -> Tensor:
         """``z = R⁻¹ x``: ``(..., *event_shape)`` → ``(..., *factor_shape)``; raises where ``R`` is not
         square, or on NaN.
         """
-        self._check(field, self.event_shape, "whiten", finite=True)
-        return self._on_channels(self._whiten(field), "inverse_root")
+        field = self._prepare(field, self.event_shape, "whiten", finite=True)
+        return self._spatial(self._whiten, self._on_channels(field, "inverse_root"), self.domain.shape)
 
     def matmul(self, field: Tensor) -> Tensor:
         """``Γ x``, shape kept."""
-        self._check(field, self.event_shape, "matmul")
-        return self._on_channels(self._matmul(field), "matrix")
+        field = self._prepare(field, self.event_shape, "matmul")
+        return self._on_channels(self._spatial(self._matmul, field, self.domain.shape), "matrix")
 
     def solve(self, field: Tensor) -> Tensor:
         """``Γ⁻¹ x``, shape kept; raises on NaN and where Γ is singular."""
-        self._check(field, self.event_shape, "solve", finite=True)
-        return self._on_channels(self._solve(field), "inverse")
+        field = self._prepare(field, self.event_shape, "solve", finite=True)
+        return self._on_channels(self._spatial(self._solve, field, self.domain.shape), "inverse")
 
     def log_det(self) -> Tensor:
-        """``log det Γ`` of the event, a float64 scalar."""
+        """``log det Γ`` of the event, float64, shape ``batch_shape``; see `log_det_standard_error`."""
         spatial = self._log_det()
         if self.channels is None:
             return spatial
-        total = spatial.sum() if spatial.dim() else self.channels * spatial
+        own_spectra = spatial.dim() > len(self.batch_shape)
+        total = spatial.sum() if own_spectra else self.channels * spatial
         if self.channel_matrix is not None:
             total = total + self.domain.size * torch.logdet(self.channel_matrix)
         return total
 
+    def log_det_standard_error(self) -> Tensor:
+        """Standard error of `log_det`, float64, shape ``batch_shape``: 0 where it is exact."""
+        error = self._log_det_standard_error()
+        return error if self.channels is None else self.channels * error
+
+    def _log_det_standard_error(self) -> Tensor:
+        return torch.zeros(self.batch_shape, dtype=torch.float64, device=self.device)
+
     def quad_form(self, x: Tensor) -> Tensor:
-        """``xᵀ Γ⁻¹ x`` per field: ``(..., *event_shape)`` → ``(...)``."""
-        return (x * self.solve(x)).sum(self._event_axes())
+        """``xᵀ Γ⁻¹ x`` per field: ``(..., *event_shape)`` → ``(..., *batch_shape)``."""
+        solved = self.solve(x)
+        return (self._prepare(x, self.event_shape, "quad_form") * solved).sum(self._event_axes())
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """``log N(x; 0, Γ)`` per field, nats: ``(..., *event_shape)`` → ``(...)``."""
-        constant = self.event_shape.numel() * math.log(2 * math.pi)
+        """``log N(x; 0, Γ)`` per field, nats: ``(..., *event_shape)`` → ``(..., *batch_shape)``."""
+        constant = self.domain.size * (self.channels or 1) * math.log(2 * math.pi)
         return -0.5 * (self.quad_form(x) + (self.log_det() + constant).to(x.dtype))
 
     def variance(self) -> Tensor:
-        """Diagonal of Γ, shape ``event_shape``, float64."""
+        """Diagonal of Γ, shape ``(*batch_shape, *event_shape)``, float64."""
         spatial = self._variance()
+        if self.channels is not None and self.batch_shape:
+            spatial = spatial.unsqueeze(-self.domain.ndim - 1)
         if self.channel_matrix is not None:
             spatial = spatial * self.channel_matrix.diagonal().reshape(-1, *(1,) * self.domain.ndim)
-        return spatial.expand(self.event_shape)
+        return spatial.expand(*self.batch_shape, *self.event_shape)
 
     def eigenvalues(self) -> Tensor:
-        """Eigenvalues of Γ in `basis`, float64, shape ``basis.modes``, or ``(C, *basis.modes)`` with
-        channels.
+        """Eigenvalues of Γ in `basis`, float64, shape ``(*batch_shape, *basis.modes)``, or ``(*batch_shape,
+        C, *basis.modes)`` with channels.
 
         Raises:
             ValueError: the structure has no fast basis, or the channels are correlated.
@@ -188,16 +220,18 @@ class Covariance(nn.Module, ABC):
         values = self.spatial_eigenvalues()
         if self.channels is None or self.basis is None:
             return values
-        values = values.expand(self.channels, *self.basis.modes)
+        modes = self.basis.modes
+        if self.batch_shape:
+            values = values.unsqueeze(-len(modes) - 1)
+        values = values.expand(*self.batch_shape, self.channels, *modes)
         if self.channel_matrix is not None:
             diagonal = self.channel_matrix.diagonal()
             if not torch.equal(self.channel_matrix, torch.diag(diagonal)):
                 raise ValueError(
                     "eigenvalues: the channels are correlated, so that Γ is diagonal in the basis for no "
-                    "single channel; "
-                    "use spatialdiff.covariance.joint_spectrum, which rotates the channels."
+                    "single channel; use spatialdiff.covariance.joint_spectrum, which rotates the channels."
                 )
-            values = values * diagonal.reshape(-1, *(1,) * self.domain.ndim)
+            values = values * diagonal.reshape(-1, *(1,) * len(modes))
         return values
 
     def spatial_eigenvalues(self) -> Tensor:
@@ -208,11 +242,14 @@ class Covariance(nn.Module, ABC):
         )
 
     def to_dense(self) -> Tensor:
-        """Γ as a matrix ``(N, N)``, float64, ``N`` the number of entries of the event (row-major)."""
-        size = self.event_shape.numel()
+        """Γ as a matrix ``(*batch_shape, N, N)``, float64, ``N`` the number of entries of the event
+        (row-major; rows and columns of masked cells are 0).
+        """
+        size, batch = self.event_shape.numel(), self.batch_shape
         eye = torch.eye(size, dtype=torch.float64, device=self.device)
-        dense = self.matmul(eye.reshape(size, *self.event_shape)).reshape(size, size)
-        return (dense + dense.T) / 2
+        columns = self.matmul(eye.reshape(size, *(1,) * len(batch), *self.event_shape))
+        dense = columns.flatten(-len(self.event_shape)).movedim(0, -2)
+        return (dense + dense.mT) / 2
 
     def to_linear_operator(self) -> LinearOperator:
         """Γ as a `linear_operator.LinearOperator` of shape ``(N, N)`` whose products go through `matmul`."""
@@ -224,7 +261,8 @@ class Covariance(nn.Module, ABC):
     def _event_axes(self) -> tuple[int, ...]:
         return tuple(range(-len(self.event_shape), 0))
 
-    def _check(self, x: Tensor, shape: torch.Size, what: str, *, finite: bool = False) -> None:
+    def _prepare(self, x: Tensor, shape: torch.Size, what: str, *, finite: bool = False) -> Tensor:
+        """``x``, checked, with 0 in masked cells."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{what}: needs a real floating-point tensor, got {kind}.")
@@ -232,14 +270,40 @@ class Covariance(nn.Module, ABC):
             expected = ", ".join(map(str, shape))
             hint = ""
             if self.channels is not None:
-                hint = f" (Γ has {self.channels} channels, then the axes of the grid)"
+                hint = f" (Γ has {self.channels} channels, then the axes of the domain)"
             raise ValueError(f"{what}: needs shape (..., {expected}){hint}, got {tuple(x.shape)}.")
+        if self.batch_shape:
+            lead = x.shape[: x.dim() - len(shape)][-len(self.batch_shape) :]
+            if any(n not in (1, b) for n, b in zip(lead[::-1], self.batch_shape[::-1], strict=False)):
+                raise ValueError(
+                    f"{what}: Γ is a batch of shape {tuple(self.batch_shape)}; the axes before the field's "
+                    f"must end in it or in ones, got {tuple(x.shape)}."
+                )
         if x.device != self._anchor.device:
             raise ValueError(
                 f"{what}: the field is on {x.device}, Γ on {self.device}; move one of them with .to()."
             )
+        # white noise may have the shape of the grid and a use for every cell
+        if isinstance(self.domain, MaskedGrid) and what != "color":
+            x = torch.where(self.domain.valid.to(x.device), x, 0.0)
         if finite:
             check_finite(x, what)
+        return x
+
+    def _spatial(self, operation: Callable[[Tensor], Tensor], x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """``operation`` on the last ``len(axes)`` axes of ``x``, with the batch axes of the kernel before
+        them and the channels before those.
+        """
+        batch = self.batch_shape
+        if not batch:
+            return operation(x)
+        inner = len(self._lead()) + len(axes)
+        x = x.expand(*torch.broadcast_shapes(x.shape[: x.dim() - inner], batch), *x.shape[x.dim() - inner :])
+        if self.channels is None:
+            return operation(x)
+        result = operation(x.movedim(-inner, -inner - len(batch)))
+        after = result.dim() - x.dim() + inner
+        return result.movedim(-after - len(batch), -after)
 
     def _on_channels(self, x: Tensor, name: str) -> Tensor:
         if self.channel_matrix is None:

@@ -10,7 +10,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, Grid, MaskedGrid
 from spatialdiff.kernels import StationaryKernel, at_lags
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -36,30 +36,50 @@ def check_lengthscale(kernel: gpytorch.kernels.Kernel, grid: Grid) -> None:
         gpytorch.kernels.MaternKernel,
         gpytorch.kernels.RQKernel,
     )
-    for part in kernel.modules():
+    for part, axes in _parts(kernel, tuple(range(grid.ndim))):
         if not isinstance(part, known) or not part.has_lengthscale or part.active_dims is not None:
             continue
-        scales = part.lengthscale.detach().reshape(-1).tolist()
-        scales = scales * grid.ndim if len(scales) == 1 else scales
-        if len(scales) != grid.ndim:
+        scales = part.lengthscale.detach().reshape(-1, part.lengthscale.shape[-1])
+        if scales.shape[-1] not in (1, len(axes)):
             raise ValueError(
-                f"{type(part).__name__} has {len(scales)} length scales, the grid has {grid.ndim} axes."
+                f"{type(part).__name__} has {scales.shape[-1]} length scales, the grid has {len(axes)} axes."
             )
-        for axis, (ell, h, extent) in enumerate(zip(scales, grid.spacing, grid.extent, strict=True)):
+        scales = scales.expand(-1, len(axes))
+        for axis, least, most in zip(axes, scales.amin(0).tolist(), scales.amax(0).tolist(), strict=True):
+            h, extent = grid.spacing[axis], grid.extent[axis]
             if grid.shape[axis] == 1:
                 continue
-            if ell < h * (1 - 1e-9):
+            if least < h * (1 - 1e-9):
                 warn(
-                    f"{type(part).__name__}: length scale {ell:g} is below the grid spacing {h:g} on axis "
+                    f"{type(part).__name__}: length scale {least:g} is below the grid spacing {h:g} on axis "
                     f"{axis}: neighbouring sites are nearly independent. Length scales are in the units of "
                     "`spacing`, not of the domain; use a larger one, "
                     "a finer grid, or a Nugget for variation below the spacing."
                 )
-            elif ell > extent * (1 + 1e-9):
+            elif most > extent * (1 + 1e-9):
                 warn(
-                    f"{type(part).__name__}: length scale {ell:g} is beyond the extent {extent:g} of axis "
+                    f"{type(part).__name__}: length scale {most:g} is beyond the extent {extent:g} of axis "
                     f"{axis}: fields are nearly constant along it. Use a smaller one or a larger grid."
                 )
+
+
+def _parts(
+    kernel: gpytorch.kernels.Kernel, axes: tuple[int, ...]
+) -> list[tuple[gpytorch.kernels.Kernel, tuple[int, ...]]]:
+    """Elementary kernels and the axes that they take; not those behind a transform of the coordinates."""
+    if isinstance(kernel, gpytorch.kernels.ScaleKernel):
+        return _parts(kernel.base_kernel, axes)
+    if isinstance(kernel, gpytorch.kernels.AdditiveKernel | gpytorch.kernels.ProductKernel):
+        return [found for part in kernel.kernels for found in _parts(part, axes)]
+    factors = getattr(kernel, "factors", None)
+    if factors is not None:
+        return [
+            found
+            for inner, part in factors
+            if max(inner) < len(axes)
+            for found in _parts(part, tuple(axes[i] for i in inner))
+        ]
+    return [(kernel, axes)]
 
 
 def check_stationary(kernel: gpytorch.kernels.Kernel, grid: Grid, structure: str) -> None:

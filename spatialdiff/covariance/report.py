@@ -19,6 +19,7 @@ class CovarianceReport:
         padding: shape of the circulant embedding.
         clipped_mass: share of the embedding's variance that was in negative eigenvalues, set to 0 on request.
         condition_number: largest over smallest eigenvalue, where cheap.
+        log_det: how the determinant is computed, where not exactly.
         variance_factor: factor that brought the periodised covariance of each additive term back to the
             variance asked for.
     """
@@ -31,6 +32,7 @@ class CovarianceReport:
     padding: tuple[int, ...] | None = None
     clipped_mass: float = 0.0
     condition_number: float | None = None
+    log_det: str = ""
     variance_factor: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
@@ -47,6 +49,8 @@ class CovarianceReport:
             lines.append(f"clipped mass      {self.clipped_mass:.3g} of the variance")
         if self.condition_number is not None:
             lines.append(f"condition number  {self.condition_number:.3g}")
+        if self.log_det:
+            lines.append(f"log det           {self.log_det}")
         if self.variance_factor is not None:
             lines.append(
                 f"variance factor   {', '.join(f'{v:.6g}' for v in self.variance_factor)} (periodisation, "

@@ -37,3 +37,15 @@ class Domain(ABC):
     @abstractmethod
     def coordinates(self) -> Tensor:
         """Coordinates of the sites, float64, shape ``(*shape, d)``."""
+
+    def sites(self) -> Tensor:
+        """Coordinates of the sites that carry a value, in a list, float64, shape ``(n, d)``."""
+        return self.flatten(self.coordinates().movedim(-1, 0)).T.contiguous()
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """Field ``(..., *shape)`` → its values at `sites`, ``(..., n)``."""
+        return x.reshape(*x.shape[: x.dim() - self.ndim], math.prod(self.shape))
+
+    def unflatten(self, values: Tensor) -> Tensor:
+        """Values at `sites` ``(..., n)`` → field ``(..., *shape)``."""
+        return values.reshape(*values.shape[:-1], *self.shape)

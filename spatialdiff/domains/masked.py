@@ -40,6 +40,7 @@ class MaskedGrid(Domain):
         self.grid = grid
         self.valid = mask.detach().cpu().clone()
         self.shape, self.periodic = grid.shape, grid.periodic
+        self._index = self.valid.reshape(-1).nonzero().squeeze(-1)
         self._digest = hashlib.sha256(self.valid.numpy().tobytes()).hexdigest()
 
     @property
@@ -52,6 +53,19 @@ class MaskedGrid(Domain):
 
     def coordinates(self) -> Tensor:
         return self.grid.coordinates()
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """Field ``(..., *shape)`` → its values at the valid cells, row by row, ``(..., n)``."""
+        return super().flatten(x).index_select(-1, self._index.to(x.device))
+
+    def unflatten(self, values: Tensor) -> Tensor:
+        """Values at the valid cells ``(..., n)`` → field ``(..., *shape)`` that is 0 elsewhere."""
+        field = values.new_zeros(*values.shape[:-1], self.grid.size)
+        return super().unflatten(field.index_copy(-1, self._index.to(values.device), values))
+
+    def fill(self, x: Tensor, value: float = float("nan")) -> Tensor:
+        """A field with ``value`` in its masked cells, for pictures and files."""
+        return torch.where(self.valid.to(x.device), x, value)
 
     def __eq__(self, other: object) -> bool:
         return (

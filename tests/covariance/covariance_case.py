@@ -20,26 +20,34 @@ from torch import Tensor
 
 import spatialdiff as sd
 from spatialdiff.covariance import Covariance
+from spatialdiff.domains import Domain
 from spatialdiff.kernels import Matern, Nugget
 
 
-def pairwise(kernel: gpytorch.kernels.Kernel, grid: sd.Grid, images: int = 40) -> Tensor:
-    """``k(x, x')`` for all sites; on periodic axes each additive term summed over images and brought back to
-    its variance.
+def pairwise(kernel: gpytorch.kernels.Kernel, domain: Domain, images: int = 40) -> Tensor:
+    """``k(x, x')`` for all sites, ``(*batch, N, N)``; on periodic axes each additive term summed over images
+    and brought back to its variance; rows and columns of masked cells are 0.
     """
-    sites = grid.coordinates().reshape(-1, grid.ndim)
+    sites = domain.coordinates().reshape(-1, domain.dimension)
     terms = kernel.kernels if isinstance(kernel, gpytorch.kernels.AdditiveKernel) else [kernel]
-    total = torch.zeros(grid.size, grid.size, dtype=torch.float64)
-    steps = [range(-images, images + 1) if p else (0,) for p in grid.periodic]
+    total = torch.zeros(*kernel.batch_shape, len(sites), len(sites), dtype=torch.float64)
+    steps = [range(-images, images + 1) if p else (0,) for p in domain.periodic]
+    grid = getattr(domain, "grid", domain)
+    extent = getattr(grid, "extent", (0.0,) * domain.dimension)
     for term in terms:
         matrix = torch.zeros_like(total)
         for step in itertools.product(*steps):
-            shift = torch.tensor([s * e for s, e in zip(step, grid.extent, strict=True)], dtype=torch.float64)
+            shift = torch.tensor([s * e for s, e in zip(step, extent, strict=False)], dtype=torch.float64)
             # one call per image through gpytorch's own entry point
-            matrix = matrix + term(sites + shift, sites).to_dense()
-        if any(grid.periodic):
-            matrix = matrix * (term(sites[:1]).to_dense()[0, 0] / matrix[0, 0])
+            moved = sites + shift if any(domain.periodic) else sites
+            matrix = matrix + term(moved, sites).to_dense()
+        if any(domain.periodic):
+            wanted = term(sites[:1]).to_dense()[..., :1, :1]
+            matrix = matrix * (wanted / matrix[..., :1, :1])
         total = total + matrix
+    if hasattr(domain, "valid"):
+        valid = domain.valid.reshape(-1)
+        total = total * (valid[:, None] & valid)
     return total
 
 
@@ -61,14 +69,20 @@ def reference(case: type[CovarianceCase]) -> Tensor:
 
 
 class CovarianceCase:
-    """Subclasses set ``grid``, ``channels``, and give `build` and `spatial`."""
+    """Subclasses set ``grid`` (any domain), ``channels``, and give `build` and `spatial`."""
 
-    grid: sd.Grid = sd.Grid((4, 5))
+    grid: Domain = sd.Grid((4, 5))
     channels: int | list[list[float]] | None = None
     invertible_root = True
     has_log_det = True
     solve_tolerance = 1e-10
+    # largest absolute error of an entry of Γ; larger only where the structure states a tolerance
+    tolerance = 2e-11
     has_kernel = True
+    # whether kernels with a batch of hyperparameters are meant for this structure
+    batches = True
+    # relative size of the steps of the finite differences, and what they may be off by
+    step = 1e-5
 
     # ---- what a structure says about itself
     def kernel(self) -> gpytorch.kernels.Kernel:
@@ -104,6 +118,25 @@ class CovarianceCase:
         g = torch.Generator().manual_seed(7)
         return torch.randn(*batch, *gamma.event_shape, generator=g, dtype=torch.float64).to(dtype)
 
+    def kept(self) -> Tensor:
+        """Indices of the entries of an event that carry a value: all but masked cells."""
+        count = 1 if self.channels is None else len(torch.atleast_1d(torch.as_tensor(self.channels)))
+        if isinstance(self.channels, int):
+            count = self.channels
+        valid = getattr(self.grid, "valid", torch.ones(self.grid.shape, dtype=torch.bool)).reshape(-1)
+        return valid.repeat(count).nonzero().squeeze(-1)
+
+    def inverse(self, matrix: Tensor) -> Tensor:
+        """``Γ⁻¹`` on the entries that carry a value, 0 elsewhere."""
+        kept = self.kept()
+        result = torch.zeros_like(matrix)
+        result[kept[:, None], kept] = torch.linalg.inv(matrix[kept[:, None], kept])
+        return result
+
+    def restricted(self, matrix: Tensor) -> Tensor:
+        kept = self.kept()
+        return matrix[kept[:, None], kept]
+
     def root(self, gamma: Covariance) -> Tensor:
         m = gamma.factor_shape.numel()
         eye = torch.eye(m, dtype=torch.float64).reshape(m, *gamma.factor_shape)
@@ -111,20 +144,21 @@ class CovarianceCase:
 
     # ---- operations
     def test_dense(self, gamma, matrix):
-        torch.testing.assert_close(gamma.to_dense(), matrix, rtol=0, atol=2e-11)
+        torch.testing.assert_close(gamma.to_dense(), matrix, rtol=0, atol=self.tolerance)
 
     def test_root(self, gamma, matrix):
         r = self.root(gamma)
-        torch.testing.assert_close(r @ r.T, matrix, rtol=0, atol=2e-11)
+        torch.testing.assert_close(r @ r.T, matrix, rtol=0, atol=self.tolerance)
 
     def test_matmul(self, gamma, matrix):
         x = self.fields(gamma, 3)
-        torch.testing.assert_close(gamma.matmul(x).flatten(1), x.flatten(1) @ matrix, rtol=0, atol=1e-10)
+        loose = max(1e-10, 20 * self.tolerance)
+        torch.testing.assert_close(gamma.matmul(x).flatten(1), x.flatten(1) @ matrix, rtol=0, atol=loose)
 
     def test_solve(self, gamma, matrix):
         x = self.fields(gamma, 3)
-        expected = torch.linalg.solve(matrix, x.flatten(1).T).T
-        tolerance = self.solve_tolerance * torch.linalg.cond(matrix).item()
+        expected = x.flatten(1) @ self.inverse(matrix)
+        tolerance = self.solve_tolerance * torch.linalg.cond(self.restricted(matrix)).item()
         torch.testing.assert_close(
             gamma.solve(x).flatten(1), expected, rtol=0, atol=tolerance * expected.abs().max().item()
         )
@@ -142,15 +176,20 @@ class CovarianceCase:
         value = gamma.log_det()
         assert value.dtype == torch.float64
         assert value.shape == ()
-        assert value.item() == pytest.approx(torch.logdet(matrix).item(), abs=1e-9)
+        assert value.item() == pytest.approx(torch.logdet(self.restricted(matrix)).item(), abs=1e-9)
 
     def test_quad_form_and_log_prob(self, gamma, matrix):
         x = self.fields(gamma, 2, 3)
         flat = x.reshape(6, -1)
-        law = torch.distributions.MultivariateNormal(torch.zeros(len(matrix), dtype=torch.float64), matrix)
-        quad = (flat * torch.linalg.solve(matrix, flat.T).T).sum(-1).reshape(2, 3)
+        kept = self.kept()
+        law = torch.distributions.MultivariateNormal(
+            torch.zeros(len(kept), dtype=torch.float64), self.restricted(matrix)
+        )
+        quad = (flat * (flat @ self.inverse(matrix))).sum(-1).reshape(2, 3)
         torch.testing.assert_close(gamma.quad_form(x), quad, rtol=1e-8, atol=0)
-        torch.testing.assert_close(gamma.log_prob(x), law.log_prob(flat).reshape(2, 3), rtol=1e-8, atol=0)
+        torch.testing.assert_close(
+            gamma.log_prob(x), law.log_prob(flat[:, kept]).reshape(2, 3), rtol=1e-8, atol=0
+        )
 
     def test_variance(self, gamma, matrix):
         variance = gamma.variance()
@@ -183,9 +222,9 @@ class CovarianceCase:
         torch.testing.assert_close(operator.to_dense(), matrix, rtol=0, atol=1e-10)
         torch.testing.assert_close(operator.diagonal(), matrix.diagonal(), rtol=0, atol=1e-10)
         quad, log_det = operator.inv_quad_logdet(x, logdet=True)
-        expected = (x * torch.linalg.solve(matrix, x)).sum()
+        expected = (x * (self.inverse(matrix) @ x)).sum()
         assert quad.item() == pytest.approx(expected.item(), rel=1e-7)
-        assert log_det.item() == pytest.approx(torch.logdet(matrix).item(), abs=1e-9)
+        assert log_det.item() == pytest.approx(torch.logdet(self.restricted(matrix)).item(), abs=1e-9)
 
     # ---- shapes, types, seeds
     @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
@@ -208,7 +247,8 @@ class CovarianceCase:
         assert gamma.dtype == dtype
         assert gamma.sample((2,)).dtype == dtype
         x = self.fields(gamma, 2, dtype=dtype)
-        eps = torch.finfo(dtype).eps * len(matrix) * torch.linalg.cond(matrix).item()
+        condition = torch.linalg.cond(self.restricted(matrix)).item()
+        eps = torch.finfo(dtype).eps * len(matrix) * condition
         for name in ("matmul", "solve", "quad_form", "log_prob"):
             result = getattr(gamma, name)(x)
             exact = getattr(gamma, name)(x.double())
@@ -216,7 +256,7 @@ class CovarianceCase:
             scale = exact.abs().max().item()
             torch.testing.assert_close(result.double(), exact, rtol=0, atol=max(eps, 1e-9) * scale, msg=name)
         # parameters and spectra keep their precision whatever the fields are
-        torch.testing.assert_close(gamma.to_dense(), matrix, rtol=0, atol=2e-11)
+        torch.testing.assert_close(gamma.to_dense(), matrix, rtol=0, atol=self.tolerance)
 
     def test_seed(self, gamma):
         draws = [gamma.sample((2,), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
@@ -235,6 +275,10 @@ class CovarianceCase:
         """All pairs of sites: an entry of the sample covariance has variance ``(Γ_ii Γ_jj + Γ_ij²)/N``."""
         count = 4000
         draws = gamma.double().sample((count,), generator=torch.Generator().manual_seed(0)).flatten(1)
+        kept = self.kept()
+        outside = torch.ones(draws.shape[1], dtype=torch.bool).index_fill(0, kept, False)
+        assert (draws[:, outside] == 0).all()
+        draws, matrix = draws[:, kept], self.restricted(matrix)
         error = draws.T @ draws / count - matrix
         d = matrix.diagonal()
         deviation = ((d[:, None] * d + matrix.square()) / count).sqrt()
@@ -335,7 +379,7 @@ class CovarianceCase:
             part.outputscale = part.outputscale * 1.1
         else:
             part.variance = part.variance * 1.1
-        assert (gamma.variance() > before + 1e-3).all()
+        assert (gamma.variance().flatten()[self.kept()] > before.flatten()[self.kept()] + 1e-3).all()
         torch.testing.assert_close(gamma.to_dense(), self.dense(kernel).detach(), rtol=0, atol=1e-8)
 
     # ---- bad input
@@ -346,7 +390,7 @@ class CovarianceCase:
         with pytest.raises(ValueError, match="needs shape"):
             gamma.color(torch.randn(3))
         bad = x.clone()
-        bad.view(-1)[:2] = math.nan
+        bad.view(-1)[self.kept()[:2]] = math.nan
         for operation in (gamma.solve, gamma.quad_form, gamma.log_prob):
             with pytest.raises(ValueError, match=r"2 of \d+ values are NaN"):
                 operation(bad)
@@ -355,3 +399,90 @@ class CovarianceCase:
         if self.channels is not None:
             with pytest.raises(ValueError, match="channels"):
                 gamma.matmul(torch.cat([x, x[:1]]))
+
+    # ---- a batch of hyperparameters
+    def batched_kernel(self) -> gpytorch.kernels.Kernel:
+        """`kernel` with three values of every parameter."""
+        return batched(self.kernel())
+
+    def members(self) -> list[Covariance]:
+        return [self.build(member(self.batched_kernel(), i)).requires_grad_(False) for i in range(3)]
+
+    def test_batch_of_hyperparameters(self):
+        if not self.batches:
+            return
+        gamma, members = self.build(self.batched_kernel()).requires_grad_(False), self.members()
+        assert gamma.batch_shape == (3,)
+        x = self.fields(gamma, 2, 3)
+        loose = max(1e-9, 20 * self.tolerance)
+
+        def stacked(operation):
+            return torch.stack([operation(one, x[:, i]) for i, one in enumerate(members)], dim=1)
+
+        for name in ("matmul", "solve", "quad_form", "log_prob"):
+            result, expected = getattr(gamma, name)(x), stacked(lambda g, v, name=name: getattr(g, name)(v))
+            assert result.shape == expected.shape
+            scale = max(1.0, expected.abs().max().item())
+            torch.testing.assert_close(result, expected, rtol=0, atol=loose * scale, msg=name)
+        # one field for all members, and members over a field each
+        torch.testing.assert_close(gamma.matmul(x[0, 0]), gamma.matmul(x[0, 0].expand_as(x[0])))
+        for name in ("log_det", "variance", "to_dense"):
+            expected = torch.stack([getattr(one, name)() for one in members])
+            assert getattr(gamma, name)().shape == expected.shape
+            torch.testing.assert_close(getattr(gamma, name)(), expected, rtol=0, atol=loose, msg=name)
+        m = gamma.factor_shape.numel()
+        eye = torch.eye(m, dtype=torch.float64).reshape(m, 1, *gamma.factor_shape)
+        root = gamma.color(eye).flatten(2).permute(1, 2, 0)
+        torch.testing.assert_close(root @ root.mT, gamma.to_dense(), rtol=0, atol=loose)
+        if self.invertible_root:
+            z = torch.randn(2, 3, *gamma.factor_shape, dtype=torch.float64)
+            torch.testing.assert_close(gamma.whiten(gamma.color(z)), z, rtol=0, atol=1e-9)
+        for dtype in (torch.float32, torch.float64):
+            draws = gamma.to(dtype).sample((4,), generator=torch.Generator().manual_seed(1))
+            assert draws.shape == (4, 3, *gamma.event_shape)
+            assert draws.dtype == dtype
+            assert torch.isfinite(draws).all()
+        assert gamma.log_det_standard_error().shape == (3,)
+        with pytest.raises(ValueError, match="batch of shape"):
+            gamma.matmul(x[:, :2])
+
+    def test_gradients_of_a_batch(self):
+        if not self.batches:
+            return
+        kernel = self.batched_kernel()
+        gamma = self.build(kernel)
+        x = self.fields(gamma, 2, 3)
+        gamma.log_prob(x).sum().backward()
+        for i in range(3):
+            alone = member(self.batched_kernel(), i)
+            self.build(alone).log_prob(x[:, i]).sum().backward()
+            for parameter, one in zip(kernel.parameters(), alone.parameters(), strict=True):
+                scale = max(1.0, one.grad.abs().max().item())
+                torch.testing.assert_close(
+                    parameter.grad[i].reshape(one.shape), one.grad, rtol=0, atol=1e-7 * scale
+                )
+
+
+def batched(kernel: gpytorch.kernels.Kernel) -> gpytorch.kernels.Kernel:
+    """``kernel`` with ``batch_shape=(3,)``: its parameters, and two neighbours of each."""
+    kernel = copy.deepcopy(kernel)
+    for part in kernel.modules():
+        if not isinstance(part, gpytorch.kernels.Kernel):
+            continue
+        part._batch_shape = torch.Size((3,))
+        for name, raw in list(part._parameters.items()):
+            shifts = torch.tensor([0.0, 0.1, -0.07], dtype=raw.dtype).reshape(3, *(1,) * raw.dim())
+            part._parameters[name] = torch.nn.Parameter(raw.detach() + shifts)
+    return kernel
+
+
+def member(kernel: gpytorch.kernels.Kernel, index: int) -> gpytorch.kernels.Kernel:
+    """Member ``index`` of a batch."""
+    kernel = copy.deepcopy(kernel)
+    for part in kernel.modules():
+        if not isinstance(part, gpytorch.kernels.Kernel):
+            continue
+        part._batch_shape = torch.Size()
+        for name, raw in list(part._parameters.items()):
+            part._parameters[name] = torch.nn.Parameter(raw.detach()[index].clone())
+    return kernel
