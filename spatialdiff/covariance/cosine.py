@@ -38,21 +38,22 @@ def autocorrelation(n: int, device: torch.device | None = None) -> Tensor:
 def cosine_eigenvalues(
     kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None
 ) -> Tensor:
-    """``γ_k = c_kᵀ K c_k`` of a stationary kernel, shape ``grid.shape``."""
+    """``γ_k = c_kᵀ K c_k`` of a stationary kernel, shape ``(*batch, *grid.shape)``."""
+    axes = range(-grid.ndim, 0)
     if reflection_symmetric(kernel):
         values, _ = stationary_at(kernel, grid, [torch.arange(n) for n in grid.shape], device)
         fold = [torch.cat([torch.ones(1), torch.full((n - 1,), 2.0)]) for n in grid.shape]
     else:
         values, _ = stationary_at(kernel, grid, [torch.arange(-n + 1, n) for n in grid.shape], device)
-        for axis, n in enumerate(grid.shape):
+        for axis, n in zip(axes, grid.shape, strict=True):
             # A(k, -h) = A(k, h)
             front = values.narrow(axis, 0, n - 1).flip(axis)
             back = values.narrow(axis, n - 1, n)
             values = back + torch.cat([torch.zeros_like(back.narrow(axis, 0, 1)), front], dim=axis)
         fold = [torch.ones(n) for n in grid.shape]
-    for axis, n in enumerate(grid.shape):
-        table = autocorrelation(n, values.device) * fold[axis].to(values)
-        values = torch.tensordot(values, table, dims=([0], [1]))  # the next axis comes first, modes go last
+    for axis, n, weight in zip(axes, grid.shape, fold, strict=True):
+        table = autocorrelation(n, values.device) * weight.to(values)
+        values = (values.movedim(axis, -1) @ table.mT).movedim(-1, axis)
     return values
 
 
@@ -120,9 +121,12 @@ class CosineCovariance(SpectralCovariance):
             with torch.no_grad():
                 target = kernel_matrix(self.kernel, self.domain, self.device)
                 rows = torch.eye(self.domain.size, dtype=torch.float64, device=self.device)
-                own = self._matmul(rows.reshape(-1, *self.domain.shape)).reshape(target.shape)
+                rows = rows.reshape(-1, *(1,) * len(self.batch_shape), *self.domain.shape)
+                own = self._matmul(rows).flatten(-self.domain.ndim).movedim(0, -1)
                 largest = float((own - target).abs().max())
-                relative = float((own - target).norm() / target.norm())
+                # with a batch, the largest of its members
+                norms = torch.linalg.matrix_norm(own - target) / torch.linalg.matrix_norm(target)
+                relative = float(norms.max())
         return CovarianceReport(
             self.method,
             exact=False,

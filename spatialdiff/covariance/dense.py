@@ -9,33 +9,38 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.base import Channels, Covariance
-from spatialdiff.covariance.checks import check_lengthscale
-from spatialdiff.covariance.periodic import difference_table
+from spatialdiff.covariance.checks import check_lengthscale, check_stationary
+from spatialdiff.covariance.periodic import difference_table, stationary_at
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.domains import Grid
-from spatialdiff.kernels import at_lags
+from spatialdiff.domains import Domain, Grid, MaskedGrid, Points
+from spatialdiff.kernels import at_pairs
+
+# pairs of sites that are evaluated at a time
+_CHUNK = 4_000_000
 
 
 class DenseCovariance(Covariance):
     """Γ_s as a matrix ``(n, n)``; ``O(n³)`` once, ``O(n²)`` per field.
 
-    On periodic axes a stationary kernel is periodised as in `TorusCovariance`.
+    On periodic axes a stationary kernel is periodised as in `TorusCovariance`. Collinear sites are no obstacle:
+    a kernel that is valid in ``d`` dimensions is so on every line in them.
 
     Args:
         kernel: any gpytorch kernel, stationary or not; or a symmetric positive definite matrix ``(n, n)``.
-        domain: the grid.
+        domain: any domain whose sites have coordinates; for a matrix, any domain.
         channels: see `Covariance`.
 
     Raises:
-        ValueError: Γ is not positive definite (at the first use that needs a factor); a kernel that is not
-            stationary on a periodic axis.
+        ValueError: Γ is not positive definite (at the first use that needs a factor); equal sites and no
+            nugget (with one, every site has a draw of its own); a kernel that is not stationary on a periodic
+            axis, or not valid in the dimension of the sites.
     """
 
     method = "dense"
     matrix_: Tensor | None
 
     def __init__(
-        self, kernel: gpytorch.kernels.Kernel | Tensor, domain: Grid, channels: Channels = None
+        self, kernel: gpytorch.kernels.Kernel | Tensor, domain: Domain, channels: Channels = None
     ) -> None:
         given = kernel if isinstance(kernel, Tensor) else None
         super().__init__(domain, channels, None if isinstance(kernel, Tensor) else kernel)
@@ -49,7 +54,7 @@ class DenseCovariance(Covariance):
                 raise ValueError("DenseCovariance: the matrix is not symmetric.")
             given = given.detach().to(torch.float64).clone()
         elif isinstance(kernel, gpytorch.kernels.Kernel):
-            check_lengthscale(kernel, domain)
+            _check_kernel(kernel, domain)
         else:
             raise TypeError(
                 f"DenseCovariance needs a gpytorch kernel or a matrix, got {type(kernel).__name__}."
@@ -60,64 +65,104 @@ class DenseCovariance(Covariance):
         if self.kernel is None:
             assert self.matrix_ is not None
             return self.matrix_
-        return kernel_matrix(self.kernel, self.domain, self.device)
+        return kernel_matrix(self.kernel, self.domain, self.device).expand(*self.batch_shape, -1, -1)
 
     def _compute_cholesky(self) -> Tensor:
         matrix = self._factor("matrix")
         factor, info = torch.linalg.cholesky_ex(matrix)
-        if int(info) != 0 or not bool(torch.isfinite(factor.detach()).all()):
-            smallest = float(torch.linalg.eigvalsh(matrix.detach())[0])
+        if bool((info != 0).any()) or not bool(torch.isfinite(factor.detach()).all()):
+            smallest = float(torch.linalg.eigvalsh(matrix.detach())[..., 0].min())
             raise ValueError(
                 f"Γ is not positive definite: smallest eigenvalue {smallest:.3g}, largest diagonal entry "
-                f"{float(matrix.detach().diagonal().max()):.3g}. Add a Nugget to the kernel, or use a "
-                "rougher or shorter one."
+                f"{float(matrix.detach().diagonal(dim1=-2, dim2=-1).max()):.3g}. Add a Nugget to the kernel, "
+                "or use a rougher or shorter one."
             )
         result: Tensor = factor
         return result
 
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[: x.dim() - self.domain.ndim], self.domain.size)
+    # ---- fields as columns
+    def _columns(self, x: Tensor) -> Tensor:
+        """``(..., *batch, *shape)`` → ``(*batch, n, fields)``."""
+        return self.domain.flatten(x).reshape(-1, *self.batch_shape, self.domain.size).movedim(0, -1)
+
+    def _fields(self, columns: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `_columns`."""
+        lead = like.shape[: like.dim() - self.domain.ndim]
+        return self.domain.unflatten(columns.movedim(-1, 0).reshape(*lead, self.domain.size))
 
     def _color(self, z: Tensor) -> Tensor:
-        return (self._flat(z) @ self._factor("cholesky", z.dtype).T).reshape(z.shape)
+        return self._fields(self._factor("cholesky", z.dtype) @ self._columns(z), z)
 
     def _whiten(self, x: Tensor) -> Tensor:
         factor = self._factor("cholesky", x.dtype)
-        flat = self._flat(x)
-        rows = flat.reshape(-1, self.domain.size)
-        result: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False).T.reshape(x.shape)
-        return result
+        return self._fields(torch.linalg.solve_triangular(factor, self._columns(x), upper=False), x)
 
     def _matmul(self, x: Tensor) -> Tensor:
-        return (self._flat(x) @ self._factor("matrix", x.dtype).T).reshape(x.shape)
+        return self._fields(self._factor("matrix", x.dtype) @ self._columns(x), x)
 
     def _solve(self, x: Tensor) -> Tensor:
-        rows = self._flat(x).reshape(-1, self.domain.size)
-        return torch.cholesky_solve(rows.T, self._factor("cholesky", x.dtype)).T.reshape(x.shape)
+        return self._fields(torch.cholesky_solve(self._columns(x), self._factor("cholesky", x.dtype)), x)
 
     def _log_det(self) -> Tensor:
-        return 2 * self._factor("cholesky").diagonal().log().sum()
+        return 2 * self._factor("cholesky").diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def _variance(self) -> Tensor:
-        return self._factor("matrix").diagonal().reshape(self.domain.shape)
+        return self.domain.unflatten(self._factor("matrix").diagonal(dim1=-2, dim2=-1))
 
     @property
     def report(self) -> CovarianceReport:
         values = torch.linalg.eigvalsh(self._factor("matrix").detach())
-        condition = float(values[-1] / values[0]) if values[0] > 0 else float("inf")
+        ratio = values[..., -1] / values[..., 0]
+        condition = float(ratio.max()) if bool((values[..., 0] > 0).all()) else float("inf")
         reason = "a given matrix" if self.kernel is None else "every pair of sites, Cholesky in float64"
         return CovarianceReport(
             self.method, exact=True, error_bound=0.0, condition_number=condition, reason=reason
         )
 
 
-def kernel_matrix(kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None) -> Tensor:
-    """``k(x_i, x_j)`` for all sites, ``(n, n)`` float64; periodised on periodic axes."""
-    sites = grid.coordinates().reshape(-1, grid.ndim).to(device)
-    if any(grid.periodic):
-        return difference_table(kernel, grid, device)
-    if kernel.is_stationary:
-        return at_lags(kernel, sites[:, None] - sites[None])
-    with gpytorch.settings.lazily_evaluate_kernels(False):
-        matrix: Tensor = kernel(sites).to_dense().to(torch.float64)
+def _check_kernel(kernel: gpytorch.kernels.Kernel, domain: Domain) -> None:
+    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    if isinstance(grid, Grid):
+        check_lengthscale(kernel, grid)
+        if any(grid.periodic):
+            check_stationary(kernel, grid, "a periodic axis")
+    sites = domain.sites()
+    with torch.no_grad():
+        at_pairs(kernel, sites[:1], sites[:1])  # refuses a dimension in which the kernel is not valid
+    if isinstance(grid, Grid):
+        return
+    pairs = Points(sites).duplicates()
+    if len(pairs) and not bool((_nugget(kernel) > 0).all()):
+        shown = ", ".join(f"{int(i)} and {int(j)}" for i, j in pairs[:5])
+        raise ValueError(
+            f"DenseCovariance: {len(pairs)} of {len(sites)} sites repeat an earlier one (sites {shown}"
+            f"{', …' if len(pairs) > 5 else ''}), so that Γ is singular. Keep one of each, average their "
+            "values, or add a Nugget to the kernel, which then is drawn for every site on its own."
+        )
+
+
+def _nugget(kernel: gpytorch.kernels.Kernel) -> Tensor:
+    nugget: Tensor = getattr(kernel, "nugget", torch.zeros((), dtype=torch.float64))
+    return nugget
+
+
+def kernel_matrix(
+    kernel: gpytorch.kernels.Kernel, domain: Domain, device: torch.device | None = None
+) -> Tensor:
+    """``k(x_i, x_j)`` for all sites that carry a value, ``(*batch, n, n)`` float64; periodised on periodic axes.
+
+    Equal sites of a scattered domain share all of ``k`` but the nugget.
+    """
+    grid, valid = (domain.grid, domain.valid.flatten()) if isinstance(domain, MaskedGrid) else (domain, None)
+    if isinstance(grid, Grid) and any(grid.periodic):
+        check_stationary(kernel, grid, "a periodic axis")
+        return difference_table(lambda indices: stationary_at(kernel, grid, indices, device)[0], grid, valid)
+    sites = domain.sites().to(device)
+    rows = sites.split(max(1, _CHUNK // len(sites)))
+    matrix = torch.cat([at_pairs(kernel, some[:, None], sites[None]) for some in rows], dim=-2)
+    matrix = matrix.to(torch.float64)
+    if not isinstance(grid, Grid) and len(Points(sites).duplicates()):
+        _, group = torch.unique(sites, dim=0, return_inverse=True)
+        repeated = (group[:, None] == group).fill_diagonal_(False).to(matrix)
+        matrix = matrix - _nugget(kernel).to(matrix)[..., None, None] * repeated
     return matrix

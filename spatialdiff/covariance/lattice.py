@@ -28,40 +28,46 @@ _MOST_NODES = 4096
 
 
 def _theta(n: int, h: float, scale: Tensor, k: Tensor) -> Tensor:
-    """``θ̂(k)`` for every scale: ``(modes, nodes)``."""
+    """``θ̂(k)`` for every scale ``(*batch, nodes)``: ``(*batch, modes, nodes)``."""
     steps = torch.arange(-4, 5, dtype=torch.float64, device=scale.device)
     centred = torch.where(k > n / 2, k - n, k)
     omega = 2 * math.pi * (centred[:, None] + n * steps) / (n * h)
     wide = scale >= h / 2
     s = torch.where(wide, scale, h)
-    folded = (
-        (s / h) * math.sqrt(2 * math.pi) * torch.exp(-0.5 * omega.square()[..., None] * s.square()).sum(1)
-    )
+    # one fold at a time: all nine at once would be the largest array by far
+    folded = torch.zeros((), dtype=torch.float64, device=scale.device)
+    for fold in omega.T:
+        folded = folded + torch.exp(-0.5 * fold.square()[:, None] * s.square().unsqueeze(-2))
+    folded = (math.sqrt(2 * math.pi) / h) * s.unsqueeze(-2) * folded
     s = torch.where(wide, h / 2, scale)
-    near = torch.exp(-0.5 * (steps[5:, None] * h / s).square())
+    near = torch.exp(-0.5 * (steps[5:, None] * h / s.unsqueeze(-2)).square())
     direct = 1 + 2 * torch.cos(2 * math.pi * k[:, None] * steps[5:] / n) @ near
-    return torch.where(wide, folded, direct)
+    return torch.where(wide.unsqueeze(-2), folded, direct)
 
 
 def _nodes(
     factors: list[gpytorch.kernels.Kernel], grid: Grid, device: torch.device | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Per-axis scales ``(nodes, d)`` and weights of a product of factors; None where it is no mixture, or
-    too large a one.
+    """Per-axis scales ``(*batch, nodes, d)`` and weights ``(*batch, nodes)`` of a product of factors; None
+    where it is no mixture, or too large a one.
     """
     precision = torch.zeros(1, grid.ndim, dtype=torch.float64, device=device)
     weight = torch.ones(1, dtype=torch.float64, device=device)
     for factor in factors:
-        if not isinstance(factor, Matern | Gaussian):
-            return None
-        ell = factor.lengthscale.to(precision).reshape(-1).expand(grid.ndim)
-        w2 = sum((math.pi * float(s) / h) ** 2 for s, h in zip(ell.detach(), grid.spacing, strict=True))
+        ell = factor.lengthscale.to(precision)
+        ell = ell.expand(*ell.shape[:-1], grid.ndim)
+        longest = ell.detach().reshape(-1, grid.ndim).amax(0).tolist()
+        w2 = sum((math.pi * s / h) ** 2 for s, h in zip(longest, grid.spacing, strict=True))
         # on a lattice a scale far below the spacing is white noise of full weight: no help from d/2 in the
         # left tail
-        g, w = (v.to(precision) for v in mixture(factor, w2, 0) or ())
-        precision = (precision[:, None, :] + 1 / (ell.square() * g[:, None])).reshape(-1, grid.ndim)
-        weight = (weight[:, None] * w).reshape(-1)
-        if len(weight) > _MOST_NODES:
+        found = mixture(factor, w2, 0)
+        if found is None:
+            return None
+        g, w = (v.to(precision) for v in found)
+        own = 1 / (ell.square() * g.unsqueeze(-1))
+        precision = (precision.unsqueeze(-2) + own.unsqueeze(-3)).flatten(-3, -2)
+        weight = (weight.unsqueeze(-1) * w.unsqueeze(-2)).flatten(-2)
+        if weight.shape[-1] > _MOST_NODES:
             return None
     return precision.rsqrt(), weight
 
@@ -69,47 +75,60 @@ def _nodes(
 def torus_eigenvalues(
     kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None
 ) -> tuple[Tensor, tuple[float, ...]] | None:
-    """Eigenvalues on the half spectrum, ``FourierBasis(grid).modes``, of the periodised kernel, each term
-    normalised to its variance.
+    """Eigenvalues on the half spectrum, ``(*batch, *FourierBasis(grid).modes)``, of the periodised kernel, each
+    term normalised to its variance.
 
     Returns:
-        the eigenvalues and the normalising factor of each term, or None where a term is no (small) mixture
-        of Gaussians.
+        the eigenvalues and the normalising factors of each term (and member of the batch), or None where a
+        term is no (small) mixture of Gaussians.
     """
     total: Tensor | None = None
     factors: list[float] = []
     for term in terms(kernel):
-        if not all(isinstance(f, Matern | Gaussian | Nugget) for f in term):
+        is_nugget = any(isinstance(f, Nugget) for f in term)
+        if not all(isinstance(f, Nugget) or _is_mixture(f) for f in term):
             return None
-        variance = torch.stack([f.variance.to(device=device, dtype=torch.float64) for f in term]).prod()
-        if any(isinstance(f, Nugget) for f in term):
-            values, factor = variance.expand((*grid.shape[:-1], grid.shape[-1] // 2 + 1)), 1.0
+        variance = torch.ones((), dtype=torch.float64, device=device)
+        for f in term:
+            variance = variance * f.variance.to(variance)
+        if is_nugget:
+            # a product with a nugget is a nugget
+            modes = (*grid.shape[:-1], grid.shape[-1] // 2 + 1)
+            values = variance.reshape(*variance.shape, *(1,) * grid.ndim).expand(*variance.shape, *modes)
+            factor = torch.ones_like(variance)
         else:
             nodes = _nodes(term, grid, device)
             if nodes is None:
                 return None
             values, factor = _term(grid, *nodes, variance)
-        factors.append(factor)
+        factors.extend(factor.detach().reshape(-1).tolist())
         total = values if total is None else total + values
     assert total is not None
     return total, tuple(factors)
 
 
-def _term(grid: Grid, scale: Tensor, weight: Tensor, variance: Tensor) -> tuple[Tensor, float]:
+def _is_mixture(factor: gpytorch.kernels.Kernel) -> bool:
+    return isinstance(factor, Matern | Gaussian)
+
+
+def _term(grid: Grid, scale: Tensor, weight: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     modes = [torch.arange(n, dtype=torch.float64, device=scale.device) for n in grid.shape]
     modes[-1] = modes[-1][: grid.shape[-1] // 2 + 1]
     tables = [
-        _theta(n, h, scale[:, a], k)
+        _theta(n, h, scale[..., a], k)
         for a, (n, h, k) in enumerate(zip(grid.shape, grid.spacing, modes, strict=True))
     ]
-    product = weight[None]
+    product = weight.unsqueeze(-2)
     for table in tables[:-1]:
-        product = (product[:, None] * table).reshape(-1, len(weight))
-    values = (product @ tables[-1].T).reshape(*grid.shape[:-1], -1)
+        product = (product.unsqueeze(-2) * table.unsqueeze(-3)).flatten(-3, -2)
+    values = (product @ tables[-1].mT).unflatten(-2, grid.shape[:-1] or (1,))
+    if grid.ndim == 1:
+        values = values.squeeze(-2)
     last = grid.shape[-1]
     twice = torch.full((values.shape[-1],), 2.0, dtype=torch.float64, device=values.device)
     twice[0] = 1.0
     if last % 2 == 0:
         twice[-1] = 1.0
-    origin = (values * twice).sum() / grid.size
-    return values * (variance / origin), float((weight.sum() / origin).detach())
+    origin = (values * twice).sum(tuple(range(-grid.ndim, 0))) / grid.size
+    scaled = variance / origin
+    return values * scaled.reshape(*scaled.shape, *(1,) * grid.ndim), weight.sum(-1) / origin

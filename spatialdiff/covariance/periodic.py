@@ -108,14 +108,18 @@ def stationary_at(
     return total, tuple(factors)
 
 
-def difference_table(lagged: Callable[[Sequence[Tensor]], Tensor], grid: Grid) -> Tensor:
+def difference_table(
+    lagged: Callable[[Sequence[Tensor]], Tensor], grid: Grid, valid: Tensor | None = None
+) -> Tensor:
     """The ``(*batch, n, n)`` matrix of a stationary covariance from its values at all differences of sites,
-    which ``lagged`` gives for whole-number lags per axis.
+    which ``lagged`` gives for whole-number lags per axis; of the sites in the flat mask ``valid``, if given.
     """
     table = lagged([torch.arange(-n + 1, n) for n in grid.shape])
     position = torch.stack(
         torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), dim=-1
     ).reshape(-1, grid.ndim)
+    if valid is not None:
+        position = position[valid]
     offset = (position[:, None] - position[None] + torch.tensor(grid.shape) - 1).to(table.device)
     result: Tensor = table[(..., *offset.unbind(-1))]
     return result

@@ -71,12 +71,14 @@ class SpectralCovariance(Covariance):
         if self.spectrum is not None:
             return self.spectrum
         values = self._kernel_eigenvalues()
-        smallest, largest = float(values.detach().min()), float(values.detach().max())
-        if smallest < -TOLERANCE * largest:
+        values = values.expand(*self.batch_shape, *self.basis.modes)
+        smallest, largest = self._range(values)
+        if bool((smallest < -TOLERANCE * largest).any()):
+            worst = int((smallest / largest).argmin())
             raise ValueError(
                 f"{type(self).__name__}: the kernel is not positive definite on this grid: smallest "
-                f"eigenvalue {smallest:.3g}, "
-                f"largest {largest:.3g}."
+                f"eigenvalue {float(smallest.reshape(-1)[worst]):.3g}, largest "
+                f"{float(largest.reshape(-1)[worst]):.3g}."
             )
         # what is left below 0 is rounding of an eigenvalue that is 0 to working precision
         return values.clamp_min(0.0)
@@ -93,18 +95,23 @@ class SpectralCovariance(Covariance):
 
     def _positive_eigenvalues(self) -> Tensor:
         values = self._factor("eigenvalues")
-        detached = values.detach()
-        smallest, largest = float(detached.min()), float(detached.max())
-        if smallest <= torch.finfo(torch.float64).eps * largest:
+        smallest, largest = self._range(values)
+        eps = torch.finfo(torch.float64).eps
+        if bool((smallest <= eps * largest).any()):
+            worst = int((smallest / largest).argmin())
+            row = values.detach().reshape(-1, self.basis.modes.numel())[worst]
             raise ValueError(
-                f"Γ is singular to working precision: smallest eigenvalue {smallest:.3g}, largest "
-                f"{largest:.3g}, "
-                f"{int((detached <= torch.finfo(torch.float64).eps * largest).sum())} of {detached.numel()} "
-                "at or below rounding. "
-                "It can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or shorter "
-                "one."
+                f"Γ is singular to working precision: smallest eigenvalue {float(row.min()):.3g}, largest "
+                f"{float(row.max()):.3g}, {int((row <= eps * row.max()).sum())} of {row.numel()} at or below "
+                "rounding. It can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or "
+                "shorter one."
             )
         return values
+
+    def _range(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest eigenvalue per hyperparameter set or channel."""
+        flat = values.detach().flatten(-len(self.basis.modes))
+        return flat.amin(-1), flat.amax(-1)
 
     def _color(self, z: Tensor) -> Tensor:
         return self.basis.multiply(z, self._factor("root", z.dtype))
@@ -118,14 +125,27 @@ class SpectralCovariance(Covariance):
     def _solve(self, x: Tensor) -> Tensor:
         return self.basis.multiply(x, self._factor("inverse", x.dtype))
 
+    def quad_form(self, x: Tensor) -> Tensor:
+        x = self._prepare(x, self.event_shape, "quad_form", finite=True)
+        power = self._spatial(self._power, self._on_channels(x, "inverse_root"), self.domain.shape)
+        return power.sum(self._event_axes())
+
+    def _power(self, x: Tensor) -> Tensor:
+        """``w |c|²/γ`` per mode, whose sum is ``xᵀ Γ_s⁻¹ x`` (Parseval): one transform, no way back."""
+        modes = self.basis.analyze(x)
+        square = torch.view_as_real(modes).square().sum(-1) if modes.is_complex() else modes.square()
+        return square * (self.weights_ * self._factor("inverse")).to(x.dtype)
+
+    def _spatial_axes(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.basis.modes), 0))
+
     def _log_det(self) -> Tensor:
         logs = self.weights_ * self._positive_eigenvalues().log()
-        return logs.sum(tuple(range(-self.domain.ndim, 0)))
+        return logs.sum(self._spatial_axes())
 
     def spatial_eigenvalues(self) -> Tensor:
         return self._factor("eigenvalues")
 
     def _condition_number(self) -> float:
-        values = self._factor("eigenvalues").detach()
-        smallest = float(values.min())
-        return float(values.max()) / smallest if smallest > 0 else float("inf")
+        smallest, largest = self._range(self._factor("eigenvalues"))
+        return float((largest / smallest).max()) if bool((smallest > 0).all()) else float("inf")

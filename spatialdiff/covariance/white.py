@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, MaskedGrid
 from spatialdiff.kernels import Nugget
 from spatialdiff.kernels.base import positive
 
@@ -16,7 +16,7 @@ class WhiteCovariance(Covariance):
     """``Γ = B ⊗ σ² I``, ``R = σ I``.
 
     Args:
-        domain: the grid.
+        domain: any domain.
         variance: ``σ²``, or a `Nugget` whose variance it is.
         channels: see `Covariance`.
 
@@ -29,7 +29,7 @@ class WhiteCovariance(Covariance):
     variance_: Tensor | None
 
     def __init__(
-        self, domain: Grid, variance: float | Tensor | Nugget = 1.0, channels: Channels = None
+        self, domain: Domain, variance: float | Tensor | Nugget = 1.0, channels: Channels = None
     ) -> None:
         kernel = variance if isinstance(variance, Nugget) else None
         super().__init__(domain, channels, kernel)
@@ -46,8 +46,15 @@ class WhiteCovariance(Covariance):
         assert isinstance(self.kernel, Nugget)
         return self.kernel.variance.to(device=self.device, dtype=torch.float64)
 
+    def _per_site(self) -> Tensor:
+        """``σ²``, ``(*batch, 1, …)``."""
+        value = self._site_variance()
+        return value.reshape(*value.shape, *(1,) * self.domain.ndim)
+
     def _scaled(self, x: Tensor, power: float) -> Tensor:
-        return x * self._site_variance().pow(power).to(x.dtype)
+        if isinstance(self.domain, MaskedGrid):
+            x = self.domain.fill(x, 0.0)
+        return x * self._per_site().pow(power).to(x.dtype)
 
     def _color(self, z: Tensor) -> Tensor:
         return self._scaled(z, 0.5)
@@ -65,7 +72,9 @@ class WhiteCovariance(Covariance):
         return self.domain.size * self._site_variance().log()
 
     def _variance(self) -> Tensor:
-        return self._site_variance()
+        if isinstance(self.domain, MaskedGrid):
+            return self._per_site() * self.domain.valid.to(self.device)
+        return self._per_site()
 
     @property
     def report(self) -> CovarianceReport:
@@ -74,6 +83,6 @@ class WhiteCovariance(Covariance):
         )
 
 
-def white(domain: Grid, channels: Channels = None, variance: float | Tensor = 1.0) -> WhiteCovariance:
-    """White noise on a grid: the ``Γ`` of every ordinary diffusion model."""
+def white(domain: Domain, channels: Channels = None, variance: float | Tensor = 1.0) -> WhiteCovariance:
+    """White noise on a domain: the ``Γ`` of every ordinary diffusion model."""
     return WhiteCovariance(domain, variance, channels)
