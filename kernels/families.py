@@ -1,87 +1,19 @@
-r"""The families.
+r"""Gaussian ``ρ(r) = exp(-r²/2)`` with ``s_d(w²) = (2π)^{d/2} exp(-w²/2)``, and the nugget ``ρ(r) = 1{r=0}``.
 
-Matérn ``ρ(r) = 2^{1-ν}/Γ(ν) (√(2ν) r)^ν K_ν(√(2ν) r)``, in closed form for ``ν = 1/2, 3/2, 5/2``, with
-``s_d(w²) = 2^d π^{d/2} Γ(ν+d/2) (2ν)^ν / Γ(ν) (2ν + w²)^{-(ν+d/2)}`` (Stein 1999, section 2.7; Rasmussen &
-Williams 2006, eq. 4.15); Gaussian ``ρ(r) = exp(-r²/2)`` with ``s_d(w²) = (2π)^{d/2} exp(-w²/2)``; nugget
-``ρ(r) = 1{r=0}``.
+`Matern` and `Exponential` are given here too, as the families whose parameters other modules read.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spatialdiff.kernels.base import StationaryKernel, gaussian_constant
+from spatialdiff.kernels.matern import Exponential, Matern
 
-
-class Matern(StationaryKernel):
-    r"""Matérn kernel; ``ν`` is the smoothness: sample paths have derivatives of every order below ``ν``.
-
-    Args:
-        nu: one of 1/2, 3/2, 5/2 (the closed forms).
-        lengthscale: ``ℓ``, one number or one per axis.
-        variance: ``σ²``.
-
-    Raises:
-        ValueError: another ``nu``; a parameter that is not positive.
-    """
-
-    SMOOTHNESS = (0.5, 1.5, 2.5)
-
-    def __init__(
-        self,
-        nu: float = 1.5,
-        lengthscale: float | Sequence[float] | Tensor = 1.0,
-        variance: float | Tensor = 1.0,
-        *,
-        batch_shape: Sequence[int] = (),
-    ) -> None:
-        if float(nu) not in self.SMOOTHNESS:
-            raise ValueError(f"{type(self).__name__}: nu must be one of {self.SMOOTHNESS}, got {nu!r}.")
-        super().__init__(lengthscale, variance, batch_shape=batch_shape)
-        self.nu = float(nu)
-
-    def correlation(self, r: Tensor) -> Tensor:
-        s = math.sqrt(2 * self.nu) * r
-        polynomial: Tensor | float = 1.0
-        if self.nu == 1.5:
-            polynomial = 1 + s
-        elif self.nu == 2.5:
-            polynomial = 1 + s + s.square() / 3
-        return polynomial * torch.exp(-s)
-
-    def _unit_spectrum(self, w2: Tensor, d: int) -> Tensor:
-        nu, power = self.nu, self.nu + d / 2
-        log_constant = (
-            d * math.log(2)
-            + d / 2 * math.log(math.pi)
-            + math.lgamma(power)
-            - math.lgamma(nu)
-            + nu * math.log(2 * nu)
-        )
-        return math.exp(log_constant) * (2 * nu + w2).pow(-power)
-
-    def _extra(self) -> str:
-        return f"nu={self.nu:g}, "
-
-
-class Exponential(Matern):
-    """``k(h) = σ² exp(-‖h/ℓ‖)``: Matérn with ``ν = 1/2``."""
-
-    def __init__(
-        self,
-        lengthscale: float | Sequence[float] | Tensor = 1.0,
-        variance: float | Tensor = 1.0,
-        *,
-        batch_shape: Sequence[int] = (),
-    ) -> None:
-        super().__init__(0.5, lengthscale, variance, batch_shape=batch_shape)
-
-    def _extra(self) -> str:
-        return ""
+__all__ = ["Exponential", "Gaussian", "Matern", "Nugget"]
 
 
 class Gaussian(StationaryKernel):

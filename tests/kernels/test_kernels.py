@@ -255,8 +255,8 @@ def test_refuses_parameters(bad):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match=r"nu must be one of \(0.5, 1.5, 2.5\), got 2"):
-        Matern(nu=2)
+    with pytest.raises(ValueError, match="nu must be at most 100, got 200"):
+        Matern(nu=200)
     with pytest.raises(ValueError, match="2 length scales"):
         Matern(1.5, (1.0, 2.0)).spectral_density(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="at most two"):
