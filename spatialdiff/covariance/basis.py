@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.dct import dct, idct
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, Grid
 
 
 class Basis(ABC):
-    """An orthonormal basis of the fields on a grid.
+    """An orthonormal basis of the fields on a domain.
 
     Attributes:
         modes: shape of the modal axes; `analyze` maps ``(..., *grid.shape)`` to ``(..., *modes)``.
     """
 
     modes: torch.Size
+    grid: Domain
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Domain) -> None:
         self.grid = grid
 
     @abstractmethod
@@ -60,8 +61,7 @@ class Basis(ABC):
 
     def _axis_frequencies(self) -> list[Tensor]:
         raise ValueError(
-            f"{type(self).__name__}: generalised eigenvectors have no wavenumbers; use the torus or "
-            "cosine structure."
+            f"{type(self).__name__}: its modes have no wavenumbers; use the torus or cosine structure."
         )
 
     def __eq__(self, other: object) -> bool:
@@ -78,6 +78,8 @@ class FourierBasis(Basis):
     """Half spectrum of the real discrete Fourier transform, orthonormal; for grids whose axes are all
     periodic.
     """
+
+    grid: Grid
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
@@ -107,8 +109,24 @@ class FourierBasis(Basis):
         return [*full, torch.fft.rfftfreq(last[0], last[1], dtype=torch.float64)]
 
 
+class SiteBasis(Basis):
+    """The sites themselves: the basis of white noise on any domain."""
+
+    def __init__(self, grid: Domain) -> None:
+        super().__init__(grid)
+        self.modes = torch.Size(grid.shape)
+
+    def analyze(self, x: Tensor) -> Tensor:
+        return x
+
+    def synthesize(self, c: Tensor) -> Tensor:
+        return c
+
+
 class CosineBasis(Basis):
     """Orthonormal DCT-II on any grid; mode ``k`` of an axis has ``k/(2 n h)`` cycles per unit length."""
+
+    grid: Grid
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
@@ -142,7 +160,7 @@ class FactorBasis(Basis):
             the grid.
     """
 
-    def __init__(self, grid: Grid, factor: Tensor, inverse: Tensor, channels: int | None = None) -> None:
+    def __init__(self, grid: Domain, factor: Tensor, inverse: Tensor, channels: int | None = None) -> None:
         super().__init__(grid)
         self.modes = torch.Size(grid.shape)
         self.factor, self.inverse, self.channels = factor, inverse, channels

@@ -19,7 +19,7 @@ from spatialdiff.covariance.dct import cosine_matrix
 from spatialdiff.covariance.dense import kernel_matrix
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.covariance.spectral import SpectralCovariance
+from spatialdiff.covariance.spectral import SpectralCovariance, check_grid
 from spatialdiff.domains import Grid
 
 # the covariance error is computed entry by entry up to this many sites
@@ -80,6 +80,7 @@ class CosineCovariance(SpectralCovariance):
         *,
         spectrum: Tensor | None = None,
     ) -> None:
+        check_grid(domain, "CosineCovariance")
         super().__init__(domain, CosineBasis(domain), channels, kernel, spectrum)
         if kernel is not None:
             check_stationary(kernel, domain, "CosineCovariance")

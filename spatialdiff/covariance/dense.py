@@ -22,8 +22,8 @@ _CHUNK = 4_000_000
 class DenseCovariance(Covariance):
     """Γ_s as a matrix ``(n, n)``; ``O(n³)`` once, ``O(n²)`` per field.
 
-    On periodic axes a stationary kernel is periodised as in `TorusCovariance`. Collinear sites are no obstacle:
-    a kernel that is valid in ``d`` dimensions is so on every line in them.
+    On periodic axes a stationary kernel is periodised as in `TorusCovariance`. Collinear sites are no
+    obstacle: a kernel that is valid in ``d`` dimensions is so on every line in them.
 
     Args:
         kernel: any gpytorch kernel, stationary or not; or a symmetric positive definite matrix ``(n, n)``.
@@ -149,7 +149,8 @@ def _nugget(kernel: gpytorch.kernels.Kernel) -> Tensor:
 def kernel_matrix(
     kernel: gpytorch.kernels.Kernel, domain: Domain, device: torch.device | None = None
 ) -> Tensor:
-    """``k(x_i, x_j)`` for all sites that carry a value, ``(*batch, n, n)`` float64; periodised on periodic axes.
+    """``k(x_i, x_j)`` for all sites that carry a value, ``(*batch, n, n)`` float64; periodised on periodic
+    axes.
 
     Equal sites of a scattered domain share all of ``k`` but the nugget.
     """

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.base import Covariance
-from spatialdiff.covariance.basis import Basis, ChannelBasis, CosineBasis, FactorBasis, FourierBasis
+from spatialdiff.covariance.basis import (
+    Basis,
+    ChannelBasis,
+    CosineBasis,
+    FactorBasis,
+    FourierBasis,
+    SiteBasis,
+)
+from spatialdiff.domains import Grid
 
 DENSE_LIMIT = 4096
 
@@ -47,6 +55,8 @@ def _shared_basis(gamma: Covariance, data: Covariance) -> Basis | None:
     first, second = gamma.basis, data.basis
     if gamma.is_white and data.is_white:
         grid = gamma.domain
+        if not isinstance(grid, Grid):
+            return SiteBasis(grid)
         return FourierBasis(grid) if all(grid.periodic) else CosineBasis(grid)
     if gamma.is_white:
         return second

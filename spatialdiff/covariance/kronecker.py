@@ -2,8 +2,8 @@ r"""Product kernels on grids: ``Γ_s = ⊗_b Γ_b + s² I``, exact in ``O(n Σ n
 
 ``Γ_b`` is the covariance along block ``b``, a group of axes, with ``Γ_b = Q_b Λ_b Q_bᵀ``. Everything follows
 from ``Q = ⊗ Q_b`` and the eigenvalues ``d = ⊗ Λ_b + s²``: the symmetric root ``R = Q √d Qᵀ``, ``Γ⁻¹ = Q d⁻¹
-Qᵀ``, ``log det Γ = Σ log d``, ``xᵀ Γ⁻¹ x = ‖d^{-1/2} ∘ Qᵀ x‖²``. Axes may be unevenly spaced, and periodic where
-the kernel is stationary along them.
+Qᵀ``, ``log det Γ = Σ log d``, ``xᵀ Γ⁻¹ x = ‖d^{-1/2} ∘ Qᵀ x‖²``. Axes may be unevenly spaced, and periodic
+where the kernel is stationary along them.
 """
 
 from __future__ import annotations
@@ -141,8 +141,9 @@ class KroneckerCovariance(Covariance):
             if bool((smallest <= eps * largest).any()):
                 raise ValueError(
                     "Γ is singular to working precision: smallest over largest eigenvalue "
-                    f"{float((smallest / largest).min()):.3g} in {'Γ' if len(ranges) == 1 else 'a factor'}. It "
-                    "can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or shorter one."
+                    f"{float((smallest / largest).min()):.3g} in {'Γ' if len(ranges) == 1 else 'a factor'}. "
+                    "It can be sampled, not inverted; add a Nugget to the kernel, or use a rougher or "
+                    "shorter one."
                 )
         return total
 
@@ -218,16 +219,17 @@ class KroneckerCovariance(Covariance):
     @property
     def report(self) -> CovarianceReport:
         with torch.no_grad():
-            total = self._factor("total")
-            smallest, largest = float(total.min()), float(total.max())
+            total = self._factor("total").flatten(-len(self._layout.sizes))
+            ratio = float((total.amin(-1) / total.amax(-1)).min())
         blocks = " ⊗ ".join(
-            "axis " + str(b.axes[0]) if len(b.axes) == 1 else f"axes {b.axes}" for b in self._separation.blocks
+            "axis " + str(b.axes[0]) if len(b.axes) == 1 else f"axes {b.axes}"
+            for b in self._separation.blocks
         )
         return CovarianceReport(
             self.method,
             exact=True,
             error_bound=0.0,
-            condition_number=largest / smallest if smallest > 0 else float("inf"),
+            condition_number=1 / ratio if ratio > 0 else float("inf"),
             reason=f"a product kernel: {blocks}{', plus a nugget' if self._separation.has_nugget else ''}",
         )
 

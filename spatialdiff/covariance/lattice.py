@@ -75,8 +75,8 @@ def _nodes(
 def torus_eigenvalues(
     kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.device | None = None
 ) -> tuple[Tensor, tuple[float, ...]] | None:
-    """Eigenvalues on the half spectrum, ``(*batch, *FourierBasis(grid).modes)``, of the periodised kernel, each
-    term normalised to its variance.
+    """Eigenvalues on the half spectrum, ``(*batch, *FourierBasis(grid).modes)``, of the periodised kernel,
+    each term normalised to its variance.
 
     Returns:
         the eigenvalues and the normalising factors of each term (and member of the batch), or None where a

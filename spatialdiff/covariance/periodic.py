@@ -82,9 +82,10 @@ def periodised(
             factor = unit / origin
             return total * factor.reshape(*factor.shape, *(1,) * ndim), factor.detach()
     raise ValueError(
-        f"{name}: the sum over periodic images does not converge within {_MOST_SHELLS} periods {grid.extent}; "
-        "its length scale is too long for the torus, or it decays too slowly to be periodised. Use a shorter "
-        "length scale, a larger grid, a family that decays faster, or a grid that is not periodic."
+        f"{name}: the sum over periodic images does not converge within {_MOST_SHELLS} periods "
+        f"{grid.extent}; its length scale is too long for the torus, or it decays too slowly to be "
+        "periodised. Use a shorter length scale, a larger grid, a family that decays faster, or a grid that "
+        "is not periodic."
     )
 
 
@@ -121,8 +122,9 @@ def difference_table(
     if valid is not None:
         position = position[valid]
     offset = (position[:, None] - position[None] + torch.tensor(grid.shape) - 1).to(table.device)
-    result: Tensor = table[(..., *offset.unbind(-1))]
-    return result
+    # the batch axes, if any, are taken whole
+    where = (slice(None),) * (table.dim() - grid.ndim) + offset.unbind(-1)
+    return table[where]
 
 
 def reflection_symmetric(kernel: gpytorch.kernels.Kernel) -> bool:

@@ -1,8 +1,8 @@
 r"""Kernels that are products over groups of axes: ``k(x, x') = σ² ∏_b k_b(x_b, x'_b)``, plus a nugget.
 
-``x_b`` are the coordinates of block ``b``, a group of axes of a grid. A Gaussian is a product over single axes,
-``exp(-½ Σ_a h_a²/ℓ_a²) = ∏_a exp(-½ h_a²/ℓ_a²)``; a `Separable` kernel says itself which axes its factors
-take; any other kernel couples the axes that it depends on. On a line every kernel is a product.
+``x_b`` are the coordinates of block ``b``, a group of axes of a grid. A Gaussian is a product over single
+axes, ``exp(-½ Σ_a h_a²/ℓ_a²) = ∏_a exp(-½ h_a²/ℓ_a²)``; a `Separable` kernel says itself which axes its
+factors take; any other kernel couples the axes that it depends on. On a line every kernel is a product.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Separation:
             pieces, self._nuggets = [_Piece((0,), lambda x1, x2: at_pairs(kernel, x1, x2), kernel)], []
         elif len(smooth) > 1:
             raise ValueError(
-                f"KroneckerCovariance: {kernel!r} is a sum of {len(smooth)} terms, which is not separable even "
-                "where each term is (only a Nugget may be added). Put a sum inside one factor of a separable "
-                'kernel, or use method="circulant" or "dense".'
+                f"KroneckerCovariance: {kernel!r} is a sum of {len(smooth)} terms, which is not separable "
+                "even where each term is (only a Nugget may be added). Put a sum inside one factor of a "
+                'separable kernel, or use method="circulant" or "dense".'
             )
         else:
             pieces = [piece for factor in smooth[0] for piece in self._pieces(factor, every)]
@@ -80,14 +80,16 @@ class Separation:
         if len(self.blocks) == 1 and domain.ndim > 1:
             names = sorted({type(p.kernel).__name__ for p in pieces if len(p.axes) > 1})
             raise ValueError(
-                f"KroneckerCovariance: {kernel!r} is not separable: {', '.join(names) or 'its factors'} couples "
-                f"all {domain.ndim} axes of {domain}, so that Γ is no Kronecker product. Separable are Gaussian, "
-                "kernels on separate axes (Separable, active_dims) and their products; use "
+                f"KroneckerCovariance: {kernel!r} is not separable: {', '.join(names) or 'its factors'} "
+                f"couples all {domain.ndim} axes of {domain}, so that Γ is no Kronecker product. Separable "
+                "are Gaussian, kernels on separate axes (Separable, active_dims) and their products; use "
                 'method="circulant" or "dense" for this one.'
             )
 
     def _pieces(self, kernel: Kernel, axes: tuple[int, ...]) -> list[_Piece]:
         ndim = self.domain.ndim
+        if hasattr(kernel, "check_dimension"):
+            kernel.check_dimension(len(axes))
         if kernel.active_dims is not None and not isinstance(kernel, gpytorch.kernels.ProductKernel):
             # gpytorch itself picks these columns out of all coordinates
             chosen = tuple(axes[int(i)] for i in kernel.active_dims)
@@ -102,7 +104,9 @@ class Separation:
         factors = getattr(kernel, "factors", None)
         if factors is not None:
             return [
-                piece for inner, part in factors for piece in self._pieces(part, tuple(axes[i] for i in inner))
+                piece
+                for inner, part in factors
+                for piece in self._pieces(part, tuple(axes[i] for i in inner))
             ]
         if type(kernel) is Gaussian or type(kernel) is gpytorch.kernels.RBFKernel:
             if isinstance(kernel, Gaussian):
@@ -150,7 +154,9 @@ class Separation:
         if isinstance(self.domain, Grid) and any(self.domain.periodic[a] for a in axes):
             grid = self._subgrid(self.domain, block.axes)
             for piece in block.pieces:
-                if piece.kernel is not None and piece.kernel.active_dims is None:
+                if piece.kernel is not None and (
+                    piece.kernel.active_dims is None or not piece.kernel.is_stationary
+                ):
                     check_stationary(piece.kernel, self._subgrid(self.domain, piece.axes), "a periodic axis")
             only = block.pieces[0]
             if len(block.pieces) == 1 and only.axes == block.axes and hasattr(only.kernel, "at_lags"):
@@ -171,7 +177,9 @@ class Separation:
 
     @staticmethod
     def _subgrid(grid: Grid, axes: tuple[int, ...]) -> Grid:
-        return Grid(*([values[a] for a in axes] for values in (grid.shape, grid.spacing, grid.periodic)))
+        return Grid(
+            [grid.shape[a] for a in axes], [grid.spacing[a] for a in axes], [grid.periodic[a] for a in axes]
+        )
 
     def _line(self, axis: int) -> Tensor:
         if isinstance(self.domain, RectilinearGrid):

@@ -13,16 +13,26 @@ from torch import Tensor
 
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.basis import Basis
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, Grid
 
 # eigenvalues between -TOLERANCE and 0 times the largest are rounding; below, the input is not a covariance
 TOLERANCE = 1e-10
+
+
+def check_grid(domain: Domain, name: str) -> None:
+    """Raise unless the domain is a regular grid."""
+    if not isinstance(domain, Grid):
+        raise TypeError(
+            f'{name} needs a Grid, got {type(domain).__name__}; on a masked grid use method="masked", '
+            'elsewhere method="dense" or "vecchia".'
+        )
 
 
 class SpectralCovariance(Covariance):
     """What `TorusCovariance` and `CosineCovariance` share."""
 
     basis: Basis
+    domain: Grid
     spectrum: Tensor | None
     weights_: Tensor
 

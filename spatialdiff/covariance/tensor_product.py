@@ -2,9 +2,9 @@ r"""``f(⊗_b Γ_b + s² I) x`` through the eigenvectors of the blocks, with der
 
 With ``Γ_b = Q_b Λ_b Q_bᵀ``, ``Q = ⊗ Q_b`` and ``d = ⊗ Λ_b + s²``: ``f(Γ) = Q f(d) Qᵀ``, one small matrix
 product per block each way. Its derivative along ``dΓ`` is ``Q (f[d, d] ∘ Qᵀ dΓ Q) Qᵀ`` with the divided
-differences ``f[d_i, d_j] = (f(d_i) - f(d_j))/(d_i - d_j)`` [Higham 2008, theorem 3.11], which stay finite where
-eigenvalues coincide. Since ``dΓ = Σ_b dΓ_b ⊗ (⊗_{c≠b} Γ_c)``, only pairs of modes that differ in one block
-matter: the derivative costs as much as the products.
+differences ``f[d_i, d_j] = (f(d_i) - f(d_j))/(d_i - d_j)`` [Higham 2008, theorem 3.11], which stay finite
+where eigenvalues coincide. Since ``dΓ = Σ_b dΓ_b ⊗ (⊗_{c≠b} Γ_c)``, only pairs of modes that differ in one
+block matter: the derivative costs as much as the products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Power = Literal["root", "inverse_root", "inverse"]
 _CHUNK = 4_000_000
@@ -128,8 +127,13 @@ class _SpectralFunction(torch.autograd.Function):
         return layout.apply(q, multiplier * layout.apply([v.mT for v in q], x))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "KroneckerCovariance gives first derivatives only, and create_graph=True asks for more; use "
+                'method="dense" for second ones.'
+            )
+        (grad,) = grads
         layout, power, vectors, values, total, multiplier = ctx.saved
         (x,) = ctx.saved_tensors
         q = vectors(x.dtype)

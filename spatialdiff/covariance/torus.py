@@ -17,7 +17,7 @@ from spatialdiff.covariance.checks import check_lengthscale, check_stationary
 from spatialdiff.covariance.lattice import torus_eigenvalues
 from spatialdiff.covariance.periodic import stationary_at
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.covariance.spectral import SpectralCovariance
+from spatialdiff.covariance.spectral import SpectralCovariance, check_grid
 from spatialdiff.domains import Grid
 
 
@@ -43,7 +43,8 @@ class TorusCovariance(SpectralCovariance):
         *,
         spectrum: Tensor | None = None,
     ) -> None:
-        if isinstance(domain, Grid) and not all(domain.periodic):
+        check_grid(domain, "TorusCovariance")
+        if not all(domain.periodic):
             raise ValueError(
                 "TorusCovariance needs a grid that is periodic on every axis, got "
                 f"periodic={domain.periodic}; "
@@ -81,7 +82,8 @@ class TorusCovariance(SpectralCovariance):
         indices = [torch.arange(n) for n in self.domain.shape]
         row, factors = stationary_at(self.kernel, self.domain, indices, self.device)
         self._variance_factor = factors
-        result: Tensor = torch.fft.rfftn(row).real
+        axes = tuple(range(-self.domain.ndim, 0))
+        result: Tensor = torch.fft.rfftn(row, dim=axes).real
         return result
 
     def _variance(self) -> Tensor:

@@ -209,6 +209,7 @@ def _effective_range(spectrum: Tensor, basis: Basis) -> float:
 
     The covariance at lag ``h`` along an axis is averaged over all pairs of sites that far apart.
     """
+    assert isinstance(basis, FourierBasis | CosineBasis)
     grid = basis.grid
     cosine = isinstance(basis, CosineBasis)
     full = spectrum if cosine else full_spectrum(spectrum, grid.shape)
