@@ -199,6 +199,7 @@ class _FromSpectrum(CovarianceCase):
     """Eigenvalues are given: no kernel, no parameters."""
 
     has_kernel = False
+    batches = False
     channels = 2
 
     def spectrum(self):
