@@ -1,12 +1,14 @@
 r"""Rows of ``W`` in ``Γ⁻¹ = Wᵀ W``: each site given its neighbours.
 
-With ``N`` the neighbours of site ``i``, ``x_i | x_N ~ N(b x_N, d)``, ``b = k_iN K_NN⁻¹``, ``d = k_ii - b k_Ni``, row
-``i`` of ``W`` is ``(x_i - b x_N)/√d`` (Vecchia 1988; Katzfuss and Guinness 2021, section 2). Let ``A`` be the covariance of
-``(N, i)``, the site last, and ``A = L Lᵀ``; then the row is the last column of ``L⁻ᵀ``, ``w = q/√q_m`` with
-``q = A⁻¹ e_m``, and ``dq = -A⁻¹ dA q`` makes the derivative to ``A`` a matrix of rank one.
+With ``N`` the neighbours of site ``i``, ``x_i | x_N ~ N(b x_N, d)``, ``b = k_iN K_NN⁻¹``, ``d = k_ii - b
+k_Ni``, row ``i`` of ``W`` is ``(x_i - b x_N)/√d`` (Vecchia 1988; Katzfuss and Guinness 2021, section 2).
+Let ``A`` be the covariance of ``(N, i)``, the site last, and ``A = L Lᵀ``; then the row is the last column
+of ``L⁻ᵀ``, ``w = q/√q_m`` with ``q = A⁻¹ e_m``, and ``dq = -A⁻¹ dA q`` makes the derivative to ``A`` a
+matrix of rank one.
 
-Blocks are made and factorised a chunk of sites at a time, and made again for the derivative, so that memory does not
-grow with ``n m²``. `isotropic_rows` is a second way for kernels ``σ² ρ(‖T h‖) + σ₀² 1{h=0}`` with a ``ρ`` in closed
+Blocks are made and factorised a chunk of sites at a time, and made again for the derivative, so that memory
+does not grow with ``n m²``. `isotropic_rows` is a second way for kernels ``σ² ρ(‖T h‖) + σ₀² 1{h=0}`` with
+a ``ρ`` in closed
 form: compiled in one loop, covariance included.
 """
 
@@ -28,33 +30,39 @@ from spatialdiff.kernels import Gaussian, Matern, Nugget
 from spatialdiff.kernels.algebra import terms
 from spatialdiff.kernels.base import safe_sqrt
 
-PairCovariance = Callable[[Tensor, Tensor], Tensor]
+# of coordinates (..., d), (..., d), and whether they belong to different sites, (...) → (*batch, ...)
+PairCovariance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # entries of the blocks that are made at once
 _ENTRIES = 2_000_000
 
 
-def conditional_rows(covariance: PairCovariance, sites: Tensor, pattern: SparsePattern) -> Tensor:
+def conditional_rows(
+    covariance: PairCovariance, sites: Tensor, pattern: SparsePattern, own: Tensor | None = None
+) -> Tensor:
     """Rows ``(*batch, n, m + 1)`` for any covariance, differentiable twice in its parameters.
 
     Args:
-        covariance: ``k(x, x')`` of coordinates ``(..., d)`` → ``(*batch, ...)``.
+        covariance: of coordinates ``(..., d)`` twice, and whether they belong to different sites, ``(...)``,
+            → ``(*batch, ...)``.
         sites: coordinates ``(n, d)`` in their order, float64.
         pattern: the neighbours.
+        own: the site of each row, where not ``0 … n-1``.
 
     Raises:
         ValueError: the covariance of a site and its neighbours is not positive definite.
     """
     n, m = pattern.neighbours.shape
+    own = torch.arange(n, device=sites.device) if own is None else own
     size = max(1, _ENTRIES // ((m + 1) * (m + 2) // 2))
 
     def part(begin: int) -> Tensor:
         neighbours = pattern.neighbours[begin : begin + size].long()
-        own = torch.arange(begin, begin + len(neighbours), device=sites.device).unsqueeze(-1)
-        block = sites[torch.cat([neighbours.clamp(min=0), own], -1)]
+        rest = own[begin : begin + size].unsqueeze(-1)
+        block = sites[torch.cat([neighbours.clamp(min=0), rest], -1)]
         row, column = torch.tril_indices(m + 1, m + 1, device=sites.device)
         used = torch.nn.functional.pad(neighbours >= 0, (0, 1), value=True)
-        entries = covariance(block[:, row], block[:, column])
+        entries = covariance(block[:, row], block[:, column], row != column)
         decoupled = (row == column).to(entries.dtype)
         entries = torch.where(used[:, row] & used[:, column], entries, decoupled)
         result: Tensor = _LastColumn.apply(entries, pattern.compiled)
@@ -64,29 +72,32 @@ def conditional_rows(covariance: PairCovariance, sites: Tensor, pattern: SparseP
     for begin in range(0, n, size):
         with_graph = torch.is_grad_enabled() and n > size
         rows = checkpoint(part, begin, use_reentrant=False) if with_graph else part(begin)
-        check_rows(rows, begin, sites, pattern)
+        check_rows(rows, begin, sites[own[begin : begin + size]], sites, pattern)
         parts.append(rows)
     return torch.cat(parts, -2)
 
 
-def check_rows(rows: Tensor, begin: int, sites: Tensor, pattern: SparsePattern) -> None:
-    """Raise where a row is not finite, naming the site and its nearest neighbour."""
+def check_rows(rows: Tensor, begin: int, own: Tensor, sites: Tensor, pattern: SparsePattern) -> None:
+    """Raise where a row is not finite, naming the site, of the list ``own``, and its nearest neighbour."""
     bad = ~torch.isfinite(rows.detach()).all(-1)
     if not bool(bad.any()):
         return
     first = int(bad.reshape(-1, bad.shape[-1]).any(0).nonzero()[0])
-    site = sites[begin + first]
+    site = own[first]
     near = int(pattern.neighbours[begin + first, 0]) if pattern.neighbours.shape[1] else -1
     distance = float((site - sites[near]).norm()) if near >= 0 else math.nan
     raise ValueError(
-        f"Γ is not positive definite: the covariance of {int(bad.sum())} of {bad.numel()} sites with their neighbours has "
-        f"no Cholesky factor; the first is the site at {[round(v, 6) for v in site.tolist()]}, whose nearest neighbour "
-        f"is {distance:.3g} away. Add a Nugget to the kernel, use a rougher or shorter one, or fewer neighbours."
+        f"Γ is not positive definite: the covariance of {int(bad.sum())} of {bad.numel()} sites with their "
+        f"neighbours has no Cholesky factor; the first is at {[round(v, 6) for v in site.tolist()]}, its "
+        f"nearest neighbour {distance:.3g} away. Add a Nugget to the kernel, use a rougher or shorter one, or "
+        "fewer neighbours."
     )
 
 
 class _LastColumn(torch.autograd.Function):
-    """Lower triangles ``(..., (m+1)(m+2)/2)`` → ``w = L⁻ᵀ e_m``, ``(..., m + 1)``; NaN where there is no ``L``."""
+    """Lower triangles ``(..., (m+1)(m+2)/2)`` → ``w = L⁻ᵀ e_m``, ``(..., m + 1)``; NaN where ``L`` does not
+    exist.
+    """
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, compiled: bool) -> Tensor:
@@ -143,15 +154,15 @@ def _last_column(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 # ---- isotropic kernels in closed form
 class Isotropic:
-    """``k(h) = σ² ρ(‖T h‖) + σ₀² 1{h=0}`` with ``variance`` ``(H,)``, ``nugget`` ``(H,)``, ``transform``
-    ``(H, d, d)``, and ``family`` 0, 1, 2 (Matérn 1/2, 3/2, 5/2) or 3 (Gaussian).
+    """``σ² ρ(‖T h‖)``, and ``σ₀²`` more for a site with itself: ``variance`` ``(H,)``, ``nugget`` ``(H,)``,
+    ``transform`` ``(H, d, d)``, and ``family`` 0, 1, 2 (Matérn 1/2, 3/2, 5/2) or 3 (Gaussian).
     """
 
     def __init__(self, family: int, variance: Tensor, nugget: Tensor, transform: Tensor) -> None:
         self.family, self.variance, self.nugget, self.transform = family, variance, nugget, transform
 
-    def __call__(self, x1: Tensor, x2: Tensor) -> Tensor:
-        """``k`` of distinct or equal sites, in plain torch, ``(..., d)`` → ``(H, ...)``."""
+    def __call__(self, x1: Tensor, x2: Tensor, different: Tensor) -> Tensor:
+        """The covariance in plain torch; see `PairCovariance`."""
         h = torch.einsum("hab,...b->h...a", self.transform, x1 - x2)
         r = safe_sqrt(h.square().sum(-1))
         s = math.sqrt(2 * self.family + 1) * r
@@ -160,8 +171,7 @@ class Isotropic:
         else:
             correlation = (1.0, 1 + s, 1 + s + s.square() / 3)[self.family] * torch.exp(-s)
         shape = (-1, *(1,) * (r.dim() - 1))
-        same = (x1 == x2).all(-1).to(r.dtype)
-        return self.variance.reshape(shape) * correlation + self.nugget.reshape(shape) * same
+        return self.variance.reshape(shape) * correlation + self.nugget.reshape(shape) * ~different
 
 
 def as_isotropic(kernel: gpytorch.kernels.Kernel, d: int) -> Isotropic | None:
@@ -202,7 +212,7 @@ def isotropic_rows(kernel: Isotropic, sites: Tensor, pattern: SparsePattern) -> 
     rows: Tensor = _IsotropicRows.apply(
         kernel.variance, kernel.nugget, kernel.transform, kernel.family, sites, pattern
     )
-    check_rows(rows, 0, sites, pattern)
+    check_rows(rows, 0, sites, sites, pattern)
     return rows
 
 

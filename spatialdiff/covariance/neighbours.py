@@ -1,8 +1,9 @@
 """Nearest sites among those that come before.
 
-For the sites of one block ``b ≤ i < e`` a k-d tree over ``0 … e-1`` is asked for ``2m + 1`` neighbours, of which
-about half come before ``i`` at the start of the block and all at its end; the few sites that find fewer than ``m``
-ask again for twice as many. Blocks grow by a fixed factor, so that there are ``O(log n)`` trees.
+For the sites of one block ``b ≤ i < e`` a k-d tree over ``0 … e-1`` is asked for ``2m + 1`` neighbours, of
+which about half come before ``i`` at the start of the block and all at its end; the few sites that find
+fewer than ``m`` ask again for twice as many. Blocks grow by a fixed factor, so that there are ``O(log n)``
+trees.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 _GROWTH = 1.5
 _FIRST = 256
+_CHUNK = 50_000
 
 
 def previous_neighbours(sites: Tensor, neighbors: int) -> Tensor:
@@ -38,11 +40,14 @@ def previous_neighbours(sites: Tensor, neighbors: int) -> Tensor:
         tree = cKDTree(points[:end])
         todo, ask = np.arange(begin, end), 2 * m + 1
         while len(todo):
-            _, index = tree.query(points[todo], np.arange(1, min(ask, end) + 1), workers=threads)
-            earlier = index < todo[:, None]
-            done = earlier.sum(1) >= np.minimum(m, todo)
-            found[todo[done]] = _first(index[done], earlier[done], m)
-            todo, ask = todo[~done], 2 * ask
+            short = []
+            for part in np.array_split(todo, -(-len(todo) // _CHUNK)):
+                index = np.asarray(tree.query(points[part], range(1, min(ask, end) + 1), workers=threads)[1])
+                earlier = index < part[:, None]
+                done = earlier.sum(1) >= np.minimum(m, part)
+                found[part[done]] = _first(index[done], earlier[done], m)
+                short.append(part[~done])
+            todo, ask = np.concatenate(short), 2 * ask
         begin, end = end, min(n, int(_GROWTH * end) + 1)
     return torch.from_numpy(found)
 

@@ -1,17 +1,19 @@
-"""A sparse triangular matrix ``W`` whose rows have at most ``m + 1`` entries: ``Wx``, ``Wᵀx``, ``W⁻¹x``, ``W⁻ᵀx``.
+"""A sparse triangular matrix ``W`` whose rows have at most ``m + 1`` entries: ``Wx``, ``Wᵀx``, ``W⁻¹x``,
+``W⁻ᵀx``.
 
-Row ``i`` holds ``W_ij`` for the sites ``j < i`` in ``neighbours[i]`` and, last, ``W_ii``. Each operation is linear
-in its field, and its derivatives are the others again, so that they can be taken to every order:
-``u = W⁻¹x`` has ``∂/∂x = W⁻ᵀ ∂/∂u`` and ``∂/∂W_ij = -(W⁻ᵀ ∂/∂u)_i u_j``.
+Row ``i`` holds ``W_ij`` for the sites ``j < i`` in ``neighbours[i]`` and, last, ``W_ii``. Each operation is
+linear in its field, and its derivatives are the others again, so that they can be taken to every order: ``u
+= W⁻¹x`` has ``∂/∂x = W⁻ᵀ ∂/∂u`` and ``∂/∂W_ij = -(W⁻ᵀ ∂/∂u)_i u_j``.
 
-Substitution is sequential. Compiled (numba) it runs site after site; in plain torch it runs level by level, where the
-level of a site is one more than the highest of its neighbours: some 400 levels for 100,000 sites in maximin or random
-order, thousands in coordinate order.
+Substitution is sequential. Compiled (numba) it runs site after site; in plain torch it runs level by level,
+where the level of a site is one more than the highest of its neighbours: some 400 levels for 100,000 sites
+in maximin or random order, thousands in coordinate order.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -54,14 +56,15 @@ def shared(function: Callable[..., Any], count: int, *arguments: Any) -> list[An
     if workers == 1:
         return [function(*arguments, 0, count)]
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(function, *arguments, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        jobs = [pool.submit(function, *arguments, a, b) for a, b in itertools.pairwise(edges)]
         return [job.result() for job in jobs]
 
 
 class SparsePattern:
     """Where ``W`` has entries, and the operations with its rows.
 
-    Rows have shape ``(H, n, m + 1)``, fields ``(H, n, S)``, both float64; ``H`` is the batch of hyperparameters.
+    Rows have shape ``(H, n, m + 1)``, fields ``(H, n, S)``, both float64; ``H`` is the batch of
+    hyperparameters.
 
     Args:
         neighbours: int32 ``(n, m)``, indices below the row's, then -1.
@@ -90,8 +93,8 @@ class SparsePattern:
     def square_norms(self, rows: Tensor) -> Tensor:
         """``‖W⁻ᵀ e_i‖²``, the diagonal of ``(WᵀW)⁻¹``, ``(H, n)``.
 
-        ``W⁻ᵀ e_i`` is 0 but at the ancestors of ``i``: some 10,000 of 100,000 sites in the plane in maximin order.
-        Compiled it costs that many rows per site, in plain torch all ``n``.
+        ``W⁻ᵀ e_i`` is 0 but at the ancestors of ``i``: some 10,000 of 100,000 sites in the plane in maximin
+        order. Compiled it costs that many rows per site, in plain torch all ``n``.
         """
         if self.compiled:
             result: Tensor = _SquareNorms.apply(rows, self)
@@ -142,7 +145,9 @@ class SparsePattern:
 
     # ---- plain
     def _pieces(self, sites: Tensor, width: int) -> tuple[Tensor, ...]:
-        return sites.split(max(1, _GATHER // max(1, width * self.neighbours.shape[1])))
+        size = max(1, _GATHER // max(1, width * self.neighbours.shape[1]))
+        pieces: tuple[Tensor, ...] = sites.split(size)
+        return pieces
 
     def _product(self, rows: Tensor, x: Tensor) -> Tensor:
         out = rows[..., -1:] * x

@@ -1,10 +1,11 @@
 r"""Γ by Vecchia's approximation: each site given its nearest neighbours among those before it.
 
-In an order of the sites, ``p(x) = ∏ p(x_i | x_1 … x_{i-1}) ≈ ∏ p(x_i | x_N(i))`` with at most ``m`` sites in ``N(i)``
-(Vecchia 1988). That is the density of a Gaussian vector with ``Γ⁻¹ = Wᵀ W``, ``W`` sparse and lower triangular in that
-order: ``R = W⁻¹`` is a square root, ``log det Γ = -2 Σ log W_ii``, and every operation costs ``O(n m)`` once the rows are
-there, which costs ``O(n m³)``. All of it is exact for the approximation, which is the covariance itself where
-``m ≥ n - 1`` (Guinness 2018; Katzfuss and Guinness 2021).
+In an order of the sites, ``p(x) = ∏ p(x_i | x_1 … x_{i-1}) ≈ ∏ p(x_i | x_N(i))`` with at most ``m`` sites
+in ``N(i)`` (Vecchia 1988). That is the density of a Gaussian vector with ``Γ⁻¹ = Wᵀ W``, ``W`` sparse and
+lower triangular in that
+order: ``R = W⁻¹`` is a square root, ``log det Γ = -2 Σ log W_ii``, and every operation costs ``O(n m)``
+once the rows are there, which costs ``O(n m³)``. All of it is exact for the approximation, which is the
+covariance itself where ``m ≥ n - 1`` (Guinness 2018; Katzfuss and Guinness 2021).
 """
 
 from __future__ import annotations
@@ -19,36 +20,47 @@ from spatialdiff.covariance.neighbours import previous_neighbours
 from spatialdiff.covariance.ordering import order_sites
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.triangular import SparsePattern, choose_engine
-from spatialdiff.domains import Domain, MaskedGrid
+from spatialdiff.covariance.vecchia_error import kl_divergence, kl_gains, largest_error
+from spatialdiff.domains import Domain
 from spatialdiff.kernels import StationaryKernel, at_pairs
+from spatialdiff.kernels.base import align
+
+# sites up to which the covariance itself is factorised, and up to which a report does so
+_DENSE = 5000
+_REPORTED = 2000
+_COLUMNS = 16
 
 
 class VecchiaCovariance(Covariance):
     """Γ_s with ``Γ_s⁻¹ = Wᵀ W``, for any kernel on any domain with coordinates.
 
-    Order and neighbours are fixed when Γ is made, by distances in which each axis is divided by the length scale that
-    the kernel then has along it, where it has one per axis.
+    Order and neighbours are fixed when Γ is made, by distances in which each axis is divided by the length
+    scale that the kernel then has along it, where it has one per axis.
 
-    The approximation is good where neighbours screen off the rest of the field: for smooth kernels with a large nugget,
-    and where the length scale is many times the distance that ``m`` neighbours reach, take more neighbours and look at
-    `report` or `kl_divergence`. The marginal variance is not exactly that of the kernel; `variance` computes what it is.
+    The approximation is good where neighbours screen off the rest of the field: for smooth kernels with a
+    large nugget, and where the length scale is many times the distance that ``m`` neighbours reach, take
+    more neighbours and look at `report` or `kl_divergence`. The marginal variance is not exactly that of
+    the kernel; `variance` computes what it is.
 
     Args:
         kernel: any gpytorch kernel, stationary or not; a nugget belongs to the field.
         domain: points, a mesh, a sphere, or a grid that is not periodic, masked or not.
         channels: see `Covariance`.
         neighbors: ``m``.
-        ordering: ``"maximin"``, ``"coordinate"``, ``"random"`` (a fixed seed), or a permutation of the sites; see
-            `spatialdiff.covariance.ordering`.
-        engine: ``"numba"``, ``"torch"``, or ``"auto"``: compiled loops where numba is installed and Γ is on the CPU.
+        ordering: ``"maximin"``, ``"coordinate"``, ``"random"`` (a fixed seed), or a permutation of the
+            sites; see `spatialdiff.covariance.ordering`.
+        engine: ``"numba"``, ``"torch"``, or ``"auto"``: compiled loops where numba is installed and Γ is on
+        the CPU.
 
     Raises:
-        ValueError: a periodic grid, sites that coincide, a kernel that is not valid in the dimension, a number of
-            neighbours below 1, a permutation that is none; Γ is not positive definite (at the first use).
+        ValueError: a periodic grid, sites that coincide without a nugget, a kernel that is not valid in the
+            dimension, a number of neighbours below 1, a permutation that is none; Γ is not positive
+            definite (at the first use).
         ImportError: ``engine="numba"`` without numba.
     """
 
     method = "vecchia"
+    scales: Tensor
     sites: Tensor
     order: Tensor
     neighbours: Tensor
@@ -77,11 +89,11 @@ class VecchiaCovariance(Covariance):
         _check_dimension(kernel, domain.dimension)
         self.neighbors, self.engine = neighbors, choose_engine(engine)
         self.ordering = ordering if isinstance(ordering, str) else "given"
-        sites = _valid_sites(domain)
-        metric = sites / axis_scales(kernel, domain.dimension)
-        order = order_sites(ordering, metric)
-        neighbours = previous_neighbours(metric[order], neighbors)
-        _check_distinct(sites[order], neighbours, order)
+        sites, scales = domain.sites(), axis_scales(kernel, domain.dimension)
+        order = order_sites(ordering, sites / scales)
+        neighbours = previous_neighbours((sites / scales)[order], neighbors)
+        self._repeated = _check_distinct(sites[order], neighbours, order, kernel)
+        self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("sites", sites[order], persistent=False)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
@@ -99,16 +111,30 @@ class VecchiaCovariance(Covariance):
         return self.neighbors >= len(self.sites) - 1
 
     # ---- factors
+    def covariance(self, x1: Tensor, x2: Tensor, different: Tensor) -> Tensor:
+        """``k`` of coordinates ``(..., d)`` → ``(*batch, ...)``, without the nugget for ``different`` sites
+        at one place.
+        """
+        assert self.kernel is not None
+        values = at_pairs(self.kernel, x1, x2).to(torch.float64)
+        if self._repeated:
+            same = different & (x1 == x2).all(-1)
+            values = values - align(_nugget(self.kernel).to(values), values) * same
+        return values
+
     def _compute_rows(self) -> Tensor:
         """``W``, ``(*batch, n, m + 1)``."""
         assert self.kernel is not None
-        kernel = self.kernel
-        closed = as_isotropic(kernel, self.domain.dimension) if self.pattern.compiled else None
+        closed = as_isotropic(self.kernel, self.domain.dimension) if self.pattern.compiled else None
         if closed is not None:
             rows = isotropic_rows(closed, self.sites, self.pattern)
         else:
-            rows = conditional_rows(lambda a, b: at_pairs(kernel, a, b), self.sites, self.pattern)
-        return rows.reshape(*self.batch_shape, *rows.shape[-2:])
+            rows = conditional_rows(self.covariance, self.sites, self.pattern)
+        return (
+            rows.expand(*self.batch_shape, -1, -1)
+            if closed is None
+            else rows.reshape(*self.batch_shape, *rows.shape[-2:])
+        )
 
     def _rows(self) -> Tensor:
         rows = self._factor("rows")
@@ -117,26 +143,18 @@ class VecchiaCovariance(Covariance):
     # ---- operations
     def _apply_each(self, x: Tensor, *operations: str) -> Tensor:
         """The operations with ``W``, one after the other, on fields ``(..., *batch, *shape)``."""
-        rows, ndim = self._rows(), self.domain.ndim
-        lead = torch.broadcast_shapes(x.shape[:-ndim], self.batch_shape)
-        fields = x.expand(*lead, *x.shape[-ndim:]).reshape(-1, len(rows), x.shape[-ndim:].numel())
-        ordered = fields[..., self._places()].permute(1, 2, 0).double()
+        rows, domain = self._rows(), self.domain
+        flat = domain.flatten(x)[..., self.order].double()
+        fields = flat.reshape(-1, len(rows), domain.size).permute(1, 2, 0)
         for operation in operations:
-            ordered = self.pattern.apply(operation, rows, ordered)
-        return self._on_domain(ordered.permute(2, 0, 1)).to(x.dtype).reshape(*lead, *x.shape[-ndim:])
+            fields = self.pattern.apply(operation, rows, fields)
+        flat = fields.permute(2, 0, 1).reshape(flat.shape)
+        return domain.unflatten(flat[..., self._inverse_order()].to(x.dtype))
 
-    def _places(self) -> Tensor:
-        """Index of each site, in order, in a flat field."""
-        if isinstance(self.domain, MaskedGrid):
-            valid = self.domain.valid.reshape(-1).nonzero().squeeze(-1)
-            return valid.to(self.order.device)[self.order]
-        return self.order
-
-    def _on_domain(self, ordered: Tensor) -> Tensor:
-        """``(..., n)`` in order as flat fields, 0 where the domain carries no value."""
-        size = torch.Size(self.domain.shape).numel()
-        flat = ordered.new_zeros(*ordered.shape[:-1], size)
-        return flat.index_copy(-1, self._places(), ordered)
+    def _inverse_order(self) -> Tensor:
+        return torch.empty_like(self.order).index_copy(
+            0, self.order, torch.arange(len(self.order), device=self.device)
+        )
 
     def _color(self, z: Tensor) -> Tensor:
         return self._apply_each(z, "solve")
@@ -154,32 +172,92 @@ class VecchiaCovariance(Covariance):
         return -2 * self._factor("rows")[..., -1].log().sum(-1)
 
     def _compute_variance(self) -> Tensor:
-        assert self.kernel is not None
         if self._exact:
             # no need to go through W where Γ is the kernel's own covariance
-            values = at_pairs(self.kernel, self.sites, self.sites).double()
+            itself = torch.zeros((), dtype=torch.bool, device=self.device)
+            values = self.covariance(self.sites, self.sites, itself)
         else:
-            values = self.pattern.square_norms(self._rows())
-        return self._on_domain(values).reshape(*self.batch_shape, *self.domain.shape)
+            values = self.pattern.square_norms(self._rows()).reshape(*self.batch_shape, -1)
+        return self.domain.unflatten(values[..., self._inverse_order()])
 
     def _variance(self) -> Tensor:
         return self._factor("variance")
 
     # ---- what it says about itself
+    def kl_divergence(self) -> Tensor:
+        """``KL(N(0, K) ‖ N(0, Γ_s)) = ½ (log det Γ_s - log det K)`` of the approximation from the law that
+        was asked for, nats, ``(*batch_shape,)``; ``O(n³)``.
+
+        Raises:
+            ValueError: more than 5000 sites; use `kl_estimate`.
+        """
+        if len(self.sites) > _DENSE:
+            raise ValueError(
+                f"kl_divergence factorises the covariance of all {len(self.sites)} sites; beyond {_DENSE} "
+                "use kl_estimate, a lower bound from some of them."
+            )
+        with torch.no_grad():
+            return kl_divergence(self.covariance, self.sites, self._log_det())
+
+    def kl_estimate(self, sites: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """An estimate of a lower bound of `kl_divergence`, and its standard error, ``(*batch_shape,)``
+        each: what eight times the neighbours would gain, from ``sites`` sites drawn at random.
+
+        ``KL ≥ ½ Σ_i log(d_i/d_i')``, see `spatialdiff.covariance.vecchia_error`.
+        """
+        n = len(self.sites)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(n, (sites,), generator=generator).to(self.device)
+        with torch.no_grad():
+            gains = kl_gains(
+                self.covariance,
+                self.sites,
+                self.sites / self.scales,
+                self._factor("rows"),
+                chosen,
+                8 * self.neighbors,
+            )
+        return n * gains.mean(-1), n * gains.std(-1) / sites**0.5
+
+    def _compute_diagnostics(self) -> Tensor:
+        """Largest error of an entry, relative error, divergence per site and its standard error."""
+        n = len(self.sites)
+        if n <= _REPORTED:
+            columns = torch.arange(n)
+            divergence, error = self.kl_divergence(), torch.zeros(())
+        else:
+            columns = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_COLUMNS]
+            divergence, error = self.kl_estimate()
+        worst, relative = largest_error(
+            self.covariance, self.sites, self._rows(), self.pattern, columns.to(self.device)
+        )
+        return torch.stack([worst, relative, divergence.max() / n, error.max() / n])
+
     @property
     def report(self) -> CovarianceReport:
-        order = f"{self.ordering} order"
+        """Up to 2000 sites the errors are computed, beyond they are estimated and said to be so."""
+        n = len(self.sites)
+        how = f"{self.ordering} order, {'compiled' if self.pattern.compiled else 'plain'} loops"
         if self._exact:
-            reason = f"every site given all before it ({order})"
+            reason = f"every site given all before it ({how})"
             return CovarianceReport(self.method, exact=True, error_bound=0.0, reason=reason)
-        return CovarianceReport(
-            self.method, exact=False, reason=f"{self.neighbors} nearest previous neighbours, {order}"
+        worst, relative, divergence, error = self._factor("diagnostics").tolist()
+        reason = f"each site given {self.neighbors} of the {n - 1} others at most ({how}); "
+        if n <= _REPORTED:
+            reason += f"KL divergence {divergence:.3g} nats per site"
+            return CovarianceReport(
+                self.method, exact=False, error_bound=worst, relative_error=relative, reason=reason
+            )
+        reason += (
+            f"estimates: largest error in {_COLUMNS} columns of Γ {worst:.3g} (relative error "
+            f"{relative:.3g}), KL divergence at least {divergence:.3g} ± {error:.1g} nats per site"
         )
+        return CovarianceReport(self.method, exact=False, reason=reason)
 
 
 def axis_scales(kernel: gpytorch.kernels.Kernel, d: int) -> Tensor:
-    """What each axis is divided by for distances between sites: the geometric mean over the batch of the first
-    length scales that are given per axis, else 1; ``(d,)``.
+    """What each axis is divided by for distances between sites: the geometric mean over the batch of the
+    first length scales that are given per axis, else 1; ``(d,)``.
     """
     for part in kernel.modules():
         if isinstance(part, StationaryKernel) and part.has_lengthscale:
@@ -197,22 +275,28 @@ def _check_dimension(kernel: gpytorch.kernels.Kernel, d: int) -> None:
         kernel.check_dimension(d)
 
 
-def _valid_sites(domain: Domain) -> Tensor:
-    sites = domain.coordinates().reshape(-1, domain.dimension).to(device="cpu", dtype=torch.float64)
-    return sites[domain.valid.reshape(-1)] if isinstance(domain, MaskedGrid) else sites
+def _nugget(kernel: gpytorch.kernels.Kernel) -> Tensor:
+    nugget: Tensor = getattr(kernel, "nugget", torch.zeros((), dtype=torch.float64))
+    return nugget
 
 
-def _check_distinct(sites: Tensor, neighbours: Tensor, order: Tensor) -> None:
-    """Raise where the nearest previous neighbour of a site is at its own place."""
+def _check_distinct(
+    sites: Tensor, neighbours: Tensor, order: Tensor, kernel: gpytorch.kernels.Kernel
+) -> bool:
+    """Whether sites coincide; raises where they do and there is no nugget."""
     if len(sites) == 1:
-        return
+        return False
+    # a site that repeats an earlier one has it for its nearest
     nearest = neighbours[1:, 0].long()
     same = (sites[1:] == sites[nearest]).all(-1)
-    if bool(same.any()):
-        later = int(same.nonzero()[0]) + 1
-        pair = sorted((int(order[nearest[later - 1]]), int(order[later])))
-        raise ValueError(
-            f"VecchiaCovariance: {int(same.sum())} of {len(sites)} sites coincide with another (the first: sites {pair[0]} "
-            f"and {pair[1]}), so that Γ is singular, a Nugget included: equal sites share it. Merge them (average their "
-            "values), or move them apart."
-        )
+    if not bool(same.any()):
+        return False
+    if bool((_nugget(kernel) > 0).all()):
+        return True
+    later = int(same.nonzero()[0]) + 1
+    pair = sorted((int(order[nearest[later - 1]]), int(order[later])))
+    raise ValueError(
+        f"VecchiaCovariance: {int(same.sum())} of {len(sites)} sites repeat an earlier one (such as sites "
+        f"{pair[0]} and {pair[1]}), so that Γ is singular. Keep one of each, average their values, or add a "
+        "Nugget to the kernel, which then is drawn for every site on its own."
+    )

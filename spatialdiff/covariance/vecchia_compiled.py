@@ -1,8 +1,9 @@
 """Loops of Vecchia's approximation, compiled by numba; imported only where they are used.
 
-Eight sites are worked on at once, one per lane of the innermost loops, so that the small Cholesky factors vectorise
-whatever their size. Every function releases the interpreter's lock and works on a range of sites (or of fields), so
-that plain threads share the work: a compiled parallel loop would hold OpenMP, which does not survive a fork.
+Eight sites are worked on at once, one per lane of the innermost loops, so that the small Cholesky factors
+vectorise whatever their size. Every function releases the interpreter's lock and works on a range of sites
+(or of fields), so that plain threads share the work: a compiled parallel loop would hold OpenMP, which does
+not survive a fork.
 
 A block has the neighbours of a site first and the site last; with ``A = L Lᵀ`` its row of ``W`` is
 ``w = L⁻ᵀ e_m``. Slots without a neighbour (index -1) are decoupled and get 0.
@@ -16,6 +17,8 @@ from typing import Any
 import numba
 import numpy as np
 
+Array = np.ndarray[Any, Any]
+
 LANES = 8
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
@@ -25,7 +28,7 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _factorise(a, p, acc):  # type: ignore[no-untyped-def]
+def _factorise(a: Array, p: int, acc: Array) -> None:
     """``A = L Lᵀ`` in place in every lane; a pivot that is not positive becomes NaN."""
     for j in range(p):
         for v in range(LANES):
@@ -46,7 +49,7 @@ def _factorise(a, p, acc):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _forward(a, b, p):  # type: ignore[no-untyped-def]
+def _forward(a: Array, b: Array, p: int) -> None:
     """``L⁻¹ b`` in place in every lane."""
     for j in range(p):
         for k in range(j):
@@ -57,7 +60,7 @@ def _forward(a, b, p):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _backward(a, b, p):  # type: ignore[no-untyped-def]
+def _backward(a: Array, b: Array, p: int) -> None:
     """``L⁻ᵀ b`` in place in every lane."""
     for j in range(p - 1, -1, -1):
         for k in range(j + 1, p):
@@ -68,7 +71,7 @@ def _backward(a, b, p):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _last_row(a, w, p):  # type: ignore[no-untyped-def]
+def _last_row(a: Array, w: Array, p: int) -> None:
     """``w = L⁻ᵀ e_m``."""
     for j in range(p):
         for v in range(LANES):
@@ -79,7 +82,7 @@ def _last_row(a, w, p):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _adjoint(a, w, g, p):  # type: ignore[no-untyped-def]
+def _adjoint(a: Array, w: Array, g: Array, p: int) -> None:
     """From ``g = ∂/∂w`` the vectors ``s`` (in place of ``g``) and ``q`` (in place of ``w``) with
     ``∂/∂A = -s qᵀ``: ``w = q/√q_m`` with ``q = A⁻¹ e_m`` and ``dq = -A⁻¹ dA q``.
     """
@@ -98,7 +101,7 @@ def _adjoint(a, w, g, p):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _decouple(a, neighbours, begin, end, p):  # type: ignore[no-untyped-def]
+def _decouple(a: Array, neighbours: Array, begin: int, end: int, p: int) -> None:
     for v in range(LANES):
         i = min(begin + v, end - 1)
         for j in range(p - 1):
@@ -111,7 +114,7 @@ def _decouple(a, neighbours, begin, end, p):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _gather(points, neighbours, begin, end, c):  # type: ignore[no-untyped-def]
+def _gather(points: Array, neighbours: Array, begin: int, end: int, c: Array) -> None:
     """Coordinates of a block in every lane; a lane beyond ``end`` repeats the last site."""
     m, d = neighbours.shape[1], points.shape[1]
     for v in range(LANES):
@@ -125,7 +128,7 @@ def _gather(points, neighbours, begin, end, c):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _correlation(s, family):  # type: ignore[no-untyped-def]
+def _correlation(s: Array, family: int) -> None:
     """``ρ`` of squared scaled distances, in place."""
     if family == 0:
         for v in range(LANES):
@@ -144,12 +147,12 @@ def _correlation(s, family):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _slope(s, family):  # type: ignore[no-untyped-def]
+def _slope(s: Array, family: int) -> None:
     """``-ρ'(r)/r`` of squared scaled distances, in place."""
     if family == 0:
         for v in range(LANES):
             r = math.sqrt(s[v])
-            s[v] = math.exp(-r) / max(r, 1e-300)
+            s[v] = math.exp(-r) / max(r, 1e-100)
     elif family == 1:
         for v in range(LANES):
             s[v] = 3.0 * math.exp(-math.sqrt(3.0 * s[v]))
@@ -163,7 +166,7 @@ def _slope(s, family):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _square_distance(c, j, k, s):  # type: ignore[no-untyped-def]
+def _square_distance(c: Array, j: int, k: int, s: Array) -> None:
     for v in range(LANES):
         s[v] = 0.0
     for axis in range(c.shape[1]):
@@ -173,7 +176,7 @@ def _square_distance(c, j, k, s):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _fill(a, c, p, variance, nugget, family, s):  # type: ignore[no-untyped-def]
+def _fill(a: Array, c: Array, p: int, variance: float, nugget: float, family: int, s: Array) -> None:
     for j in range(p):
         for k in range(j):
             _square_distance(c, j, k, s)
@@ -185,7 +188,16 @@ def _fill(a, c, p, variance, nugget, family, s):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def isotropic_rows(points, neighbours, variance, nugget, family, rows, begin, end):  # type: ignore[no-untyped-def]
+def isotropic_rows(
+    points: Array,
+    neighbours: Array,
+    variance: float,
+    nugget: float,
+    family: int,
+    rows: Array,
+    begin: int,
+    end: int,
+) -> None:
     """Rows ``begin … end-1`` of ``W`` for ``σ² ρ(‖s - s'‖) + nugget`` at scaled sites ``points``."""
     p, d = neighbours.shape[1] + 1, points.shape[1]
     a, c = np.empty((p, p, LANES)), np.empty((p, d, LANES))
@@ -202,7 +214,17 @@ def isotropic_rows(points, neighbours, variance, nugget, family, rows, begin, en
 
 
 @_compiled
-def isotropic_gradient(points, neighbours, variance, nugget, family, grad, begin, end, total):  # type: ignore[no-untyped-def]
+def isotropic_gradient(
+    points: Array,
+    neighbours: Array,
+    variance: float,
+    nugget: float,
+    family: int,
+    grad: Array,
+    begin: int,
+    end: int,
+    total: Array,
+) -> None:
     """Adds to ``total`` ``(2 + d²,)`` the derivatives in variance and nugget, and ``Σ ∂/∂k σ² (-ρ'/r) s sᵀ``
     over pairs of sites with scaled difference ``s``.
     """
@@ -247,7 +269,7 @@ def isotropic_gradient(points, neighbours, variance, nugget, family, grad, begin
 
 
 @_compiled
-def _unpack(packed, begin, end, a, p):  # type: ignore[no-untyped-def]
+def _unpack(packed: Array, begin: int, end: int, a: Array, p: int) -> None:
     for v in range(LANES):
         i = min(begin + v, end - 1)
         entry = 0
@@ -258,7 +280,7 @@ def _unpack(packed, begin, end, a, p):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def packed_rows(packed, rows, begin, end):  # type: ignore[no-untyped-def]
+def packed_rows(packed: Array, rows: Array, begin: int, end: int) -> None:
     """Rows from blocks given by their lower triangles, row after row."""
     p = rows.shape[1]
     a, w, s = np.empty((p, p, LANES)), np.empty((p, LANES)), np.empty(LANES)
@@ -272,7 +294,7 @@ def packed_rows(packed, rows, begin, end):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def packed_gradient(packed, grad, out, begin, end):  # type: ignore[no-untyped-def]
+def packed_gradient(packed: Array, grad: Array, out: Array, begin: int, end: int) -> None:
     """Derivative to the lower triangles, each entry standing for both places of the symmetric block."""
     p = grad.shape[1]
     a, s = np.empty((p, p, LANES)), np.empty(LANES)
@@ -296,7 +318,7 @@ def packed_gradient(packed, grad, out, begin, end):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def solve(rows, neighbours, x, begin, end):  # type: ignore[no-untyped-def]
+def solve(rows: Array, neighbours: Array, x: Array, begin: int, end: int) -> None:
     """``W⁻¹ x`` in place, ``x`` of shape ``(n, fields)``, for the fields ``begin … end-1``."""
     n, m = neighbours.shape
     for i in range(n):
@@ -313,7 +335,7 @@ def solve(rows, neighbours, x, begin, end):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def solve_transposed(rows, neighbours, x, begin, end):  # type: ignore[no-untyped-def]
+def solve_transposed(rows: Array, neighbours: Array, x: Array, begin: int, end: int) -> None:
     """``W⁻ᵀ x`` in place."""
     n, m = neighbours.shape
     for i in range(n - 1, -1, -1):
@@ -330,7 +352,7 @@ def solve_transposed(rows, neighbours, x, begin, end):  # type: ignore[no-untype
 
 
 @_compiled
-def product(rows, neighbours, x, out, begin, end):  # type: ignore[no-untyped-def]
+def product(rows: Array, neighbours: Array, x: Array, out: Array, begin: int, end: int) -> None:
     """``W x``."""
     n, m = neighbours.shape
     for i in range(n):
@@ -346,7 +368,7 @@ def product(rows, neighbours, x, out, begin, end):  # type: ignore[no-untyped-de
 
 
 @_compiled
-def product_transposed(rows, neighbours, x, out, begin, end):  # type: ignore[no-untyped-def]
+def product_transposed(rows: Array, neighbours: Array, x: Array, out: Array, begin: int, end: int) -> None:
     """``Wᵀ x``; ``out`` holds zeros."""
     n, m = neighbours.shape
     for i in range(n):
@@ -362,7 +384,7 @@ def product_transposed(rows, neighbours, x, out, begin, end):  # type: ignore[no
 
 
 @_compiled
-def outer(neighbours, x, y, out, begin, end):  # type: ignore[no-untyped-def]
+def outer(neighbours: Array, x: Array, y: Array, out: Array, begin: int, end: int) -> None:
     """``Σ_f x_if y_qf`` for every entry ``(i, q)`` of ``W``, sites ``begin … end-1``; ``out`` holds zeros."""
     m = neighbours.shape[1]
     fields = x.shape[1]
@@ -382,7 +404,7 @@ def outer(neighbours, x, y, out, begin, end):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _highest(word):  # type: ignore[no-untyped-def]
+def _highest(word: Any) -> int:
     bit = 0
     for step in (32, 16, 8, 4, 2, 1):
         if word >> np.uint64(step):
@@ -392,7 +414,7 @@ def _highest(word):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _ancestors(rows, neighbours, i, v, marks, found):  # type: ignore[no-untyped-def]
+def _ancestors(rows: Array, neighbours: Array, i: int, v: Array, marks: Array, found: Array) -> int:
     """``W⁻ᵀ e_i`` in ``v`` at the sites ``found`` (descending), and how many there are; the other entries of
     ``v`` are 0.
     """
@@ -421,7 +443,7 @@ def _ancestors(rows, neighbours, i, v, marks, found):  # type: ignore[no-untyped
 
 
 @_compiled
-def variances(rows, neighbours, out, begin, end):  # type: ignore[no-untyped-def]
+def variances(rows: Array, neighbours: Array, out: Array, begin: int, end: int) -> None:
     """``Γ_ii = ‖W⁻ᵀ e_i‖²``, where only ancestors of ``i`` are not 0."""
     n = len(rows)
     v, found = np.zeros(n), np.empty(n, dtype=np.int64)
@@ -436,7 +458,7 @@ def variances(rows, neighbours, out, begin, end):  # type: ignore[no-untyped-def
 
 
 @_compiled
-def variances_gradient(rows, neighbours, grad, out, begin, end):  # type: ignore[no-untyped-def]
+def variances_gradient(rows: Array, neighbours: Array, grad: Array, out: Array, begin: int, end: int) -> None:
     """Adds ``-2 Σ_i g_i (W⁻ᵀ e_i)_j (Γ e_i)_k`` to ``out`` at every entry ``(j, k)`` of ``W``."""
     n, m = neighbours.shape
     v, u, found = np.zeros(n), np.zeros(n), np.empty(n, dtype=np.int64)
