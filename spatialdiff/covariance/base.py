@@ -257,6 +257,18 @@ class Covariance(nn.Module, ABC):
 
         return CovarianceOperator(torch.empty(0, dtype=self.dtype, device=self.device), covariance=self)
 
+    def __add__(self, other: Covariance) -> Covariance:
+        """``Γ_1 + Γ_2``, the law of the sum of independent fields."""
+        from spatialdiff.covariance.sums import SumCovariance
+
+        return SumCovariance(self, other) if isinstance(other, Covariance) else NotImplemented
+
+    def scaled(self, std: float | Tensor) -> Covariance:
+        """``diag(s) Γ diag(s)`` with a standard deviation ``s``, one number or a field."""
+        from spatialdiff.covariance.scaled import ScaledCovariance
+
+        return ScaledCovariance(self, std)
+
     # ---- shared machinery
     def _event_axes(self) -> tuple[int, ...]:
         return tuple(range(-len(self.event_shape), 0))
