@@ -21,9 +21,9 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from spatialdiff.kernels.base import SpatialKernel, gaussian_constant
-from spatialdiff.kernels.families import Gaussian, Matern, Nugget
+from spatialdiff.kernels.families import Nugget
+from spatialdiff.kernels.mixtures import mixture
 
-_STEP = 0.25
 _CHUNK = 4_000_000
 
 
@@ -68,24 +68,6 @@ def terms(kernel: Kernel) -> list[list[Kernel]]:
     return [[kernel]]
 
 
-def mixture(kernel: Kernel, largest_w2: float, d: int) -> tuple[Tensor, Tensor] | None:
-    """Nodes ``G`` and weights of ``ρ(r) = Σ w exp(-r²/(2G))``, good for squared scaled frequencies up to
-    ``largest_w2``.
-
-    None where the family is not one of ours. Cutting the left tail at ``x`` loses ``exp((ν + d/2) x)`` of
-    the spectral density, and the mass at high frequency sits at ``G ≈ 1/w²``.
-    """
-    if isinstance(kernel, Gaussian):
-        return torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    if not isinstance(kernel, Matern):
-        return None
-    nu = kernel.nu
-    left = -(37.0 / (nu + d / 2) + math.log1p(largest_w2))
-    x = torch.arange(left, math.log(40.0 / nu + 1.0) + 1.0, _STEP, dtype=torch.float64)
-    log_weight = nu * math.log(nu) - math.lgamma(nu) + nu * x - nu * x.exp()
-    return x.exp(), _STEP * log_weight.exp()
-
-
 def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
     d = omega.shape[-1]
     w2 = omega.detach().double().square().sum(-1).max()
@@ -107,11 +89,11 @@ def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
         precisions = (precisions.unsqueeze(-2) + 1 / (ell.square() * g[:, None]).unsqueeze(-3)).flatten(
             -3, -2
         )
-        weight = (weight[:, None] * w).reshape(-1)
+        weight = (weight.unsqueeze(-1) * w.unsqueeze(-2)).flatten(-2)
         variance = variance * factor.variance.to(omega)
-        if len(weight) > 1_000_000:
+        if weight.shape[-1] > 1_000_000:
             raise ValueError(
-                f"spectral_density of a product of {len(factors)} Matérn factors needs {len(weight):.1e} "
+                f"spectral_density of a product of {len(factors)} Matérn factors needs {weight.shape[-1]:.1e} "
                 "nodes per frequency; "
                 "use at most two non-Gaussian factors."
             )
