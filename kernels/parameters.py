@@ -10,7 +10,7 @@ from gpytorch.constraints import Interval
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from spatialdiff.kernels.base import StationaryKernel, batched, positive
+from spatialdiff.kernels.base import SpatialKernel, batched, positive
 
 _ENTRIES = 4_000_000
 
@@ -28,7 +28,7 @@ class UpTo(Interval):  # type: ignore[misc]
 
 
 def register_up_to(
-    kernel: StationaryKernel, name: str, value: float | Sequence[float] | Tensor, upper: float
+    kernel: SpatialKernel, name: str, value: float | Sequence[float] | Tensor, upper: float
 ) -> None:
     """A parameter ``raw_<name>`` with ``0 < name ≤ upper``, shape ``(*batch,)``, read by
     ``kernel._positive(name)``.

@@ -14,12 +14,11 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from gpytorch.constraints import Interval
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from spatialdiff.kernels.algebra import Product, at_lags, terms
-from spatialdiff.kernels.base import StationaryKernel, align, batched
+from spatialdiff.kernels.base import StationaryKernel, align
 from spatialdiff.kernels.families import Nugget
 from spatialdiff.kernels.fourier import cosine_transform
 from spatialdiff.kernels.lags import (
@@ -30,6 +29,7 @@ from spatialdiff.kernels.lags import (
     paired,
     scale_variance,
 )
+from spatialdiff.kernels.parameters import register_up_to
 
 
 class Separable(LagKernel):
@@ -163,8 +163,7 @@ class Gneiting(LagKernel):
         time_axis: which coordinate is time.
         batch_shape: shape of a batch of hyperparameters.
 
-    Values of ``alpha`` and ``beta`` at a bound, and ``delta = 0``, stay there and get no gradient; values
-    inside are parameters.
+    ``beta = 0`` and ``delta = 0`` stay so; every other value is a parameter.
 
     Raises:
         TypeError: ``space`` is not a kernel of spatialdiff.kernels.
@@ -187,21 +186,13 @@ class Gneiting(LagKernel):
         self.space = space
         self.time_axis = int(time_axis)
         self._register_positive("timescale", timescale)
-        self._register_unit("alpha", alpha, zero=False)
-        self._register_unit("beta", beta, zero=True)
+        register_up_to(self, "alpha", alpha, 1.0)
+        self._interacts = bool((torch.as_tensor(beta) != 0).any())
+        if self._interacts:
+            register_up_to(self, "beta", beta, 1.0)
         self._decays = bool((torch.as_tensor(delta) != 0).any())
         if self._decays:
             self._register_positive("delta", delta)
-
-    def _register_unit(self, name: str, value: float | Tensor, *, zero: bool) -> None:
-        title, interval = f"Gneiting: {name}", "[0, 1]" if zero else "(0, 1]"
-        tensor = batched(torch.as_tensor(value, dtype=torch.float64).detach(), self._batch_shape, title)
-        if not bool(((tensor >= 0) & (tensor <= 1) & (zero | (tensor > 0))).all()):
-            raise ValueError(f"{title} must be in {interval}, got {value!r}.")
-        raw = torch.nn.Parameter(torch.logit(tensor))
-        raw.requires_grad_(bool(torch.isfinite(raw).any()))
-        self.register_parameter(f"raw_{name}", raw)
-        self.register_constraint(f"raw_{name}", Interval(0.0, 1.0))
 
     @property
     def timescale(self) -> Tensor:
@@ -216,7 +207,7 @@ class Gneiting(LagKernel):
     @property
     def beta(self) -> Tensor:
         """``β``, shape ``(*batch,)``."""
-        return self._positive("beta")
+        return self._positive("beta") if self._interacts else torch.zeros_like(self.raw_timescale)
 
     @property
     def delta(self) -> Tensor:
