@@ -65,7 +65,8 @@ def fourier_idct(c: Tensor) -> Tensor:
     return torch.stack([order[..., :front], odd], dim=-1).flatten(-2)[..., :n]
 
 
-def _along(x: Tensor, axis: int, *, inverse: bool) -> Tensor:
+def along(x: Tensor, axis: int, *, inverse: bool) -> Tensor:
+    """DCT-II, or its inverse, over one axis."""
     n = x.shape[axis]
     if n <= MATRIX_LIMIT or x.dtype not in (torch.float32, torch.float64):
         matrix = cosine_matrix(n, x.dtype, x.device)
@@ -80,12 +81,12 @@ def _along(x: Tensor, axis: int, *, inverse: bool) -> Tensor:
 def dct(x: Tensor, ndim: int) -> Tensor:
     """DCT-II over the last ``ndim`` axes, orthonormal; shape kept."""
     for axis in range(-1, -ndim - 1, -1):
-        x = _along(x, axis, inverse=False)
+        x = along(x, axis, inverse=False)
     return x
 
 
 def idct(c: Tensor, ndim: int) -> Tensor:
     """Inverse (and transpose) of `dct`."""
     for axis in range(-1, -ndim - 1, -1):
-        c = _along(c, axis, inverse=True)
+        c = along(c, axis, inverse=True)
     return c

@@ -1,0 +1,212 @@
+"""A grid of which some cells carry no value: Γ cut to the others, exactly."""
+
+from __future__ import annotations
+
+import pathlib
+
+import h5py
+import iris_sample_data
+import pytest
+import torch
+from covariance_case import CovarianceCase, pairwise
+
+import spatialdiff as sd
+from spatialdiff.covariance import DenseCovariance, EmbeddingError, WhiteCovariance
+from spatialdiff.covariance.cut_inverse import inverse_entries, mixed_eigenvalues, mixed_multiply
+from spatialdiff.covariance.dense import kernel_matrix
+from spatialdiff.covariance.masked import MaskedCovariance
+from spatialdiff.domains import Points
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, at_pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
+
+HOLES = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 0, 0, 1], [1, 1, 1, 1, 0]]).bool()
+
+B = [[1.0, 0.4], [0.4, 2.0]]
+
+
+class TestCirculant(CovarianceCase):
+    grid = sd.Grid((4, 5), spacing=(1.0, 0.8)).masked(HOLES)
+    invertible_root = False
+    inner = "circulant"
+
+    def build(self, kernel):
+        return MaskedCovariance(kernel, self.grid, self.channels, inner=self.inner, tolerance=1e-13)
+
+    def test_whiten_inverts_color(self, gamma):
+        with pytest.raises(ValueError, match="vecchia"):
+            gamma.whiten(self.fields(gamma))
+
+    def test_ignores_and_hides_masked_cells(self, gamma):
+        x = self.fields(gamma, 3)
+        dirty = torch.where(self.grid.valid, x, float("nan"))
+        for name in ("matmul", "solve", "quad_form", "log_prob"):
+            torch.testing.assert_close(getattr(gamma, name)(dirty), getattr(gamma, name)(x), rtol=0, atol=0)
+        for result in (gamma.matmul(x), gamma.solve(x), gamma.sample((3,))):
+            assert (result[..., ~self.grid.valid] == 0).all()
+
+
+class _Whitens:
+    """The noise of masked cells is lost, so that it comes back as 0."""
+
+    def test_whiten_inverts_color(self, gamma):
+        z = self.fields(gamma, 2)
+        expected = self.grid.fill(z, 0.0)
+        torch.testing.assert_close(gamma.whiten(gamma.color(z)), expected, rtol=0, atol=1e-10)
+
+    def test_batch_of_hyperparameters(self):
+        self.invertible_root = False
+        super().test_batch_of_hyperparameters()
+
+
+class TestDense(_Whitens, TestCirculant):
+    inner = "dense"
+    invertible_root = True
+    channels = B
+
+
+class TestTorus(TestCirculant):
+    grid = sd.Grid((4, 5), spacing=(1.0, 0.8), periodic=True).masked(HOLES)
+    inner = "torus"
+    channels = 2
+
+    def kernel(self):
+        return Matern(1.5, 0.6, 1.7) + Nugget(0.2)
+
+    def spatial(self, kernel):
+        return pairwise(kernel, self.grid, images=15)
+
+
+class TestCylinder(TestTorus):
+    """Longitude wraps around, latitude does not."""
+
+    grid = sd.Grid((4, 5), spacing=(1.0, 0.8), periodic=(False, True)).masked(HOLES)
+    inner = "circulant"
+    channels = None
+
+
+class TestVolume(TestCirculant):
+    grid = sd.Grid((3, 2, 3)).masked(torch.arange(18).reshape(3, 2, 3) % 5 != 1)
+
+    def kernel(self):
+        return Exponential((1.4, 1.0, 2.0), 1.3)
+
+
+class TestWhite(_Whitens, CovarianceCase):
+    grid = sd.Grid((4, 5)).masked(HOLES)
+
+    def kernel(self):
+        return Nugget(1.3)
+
+    def build(self, kernel):
+        return WhiteCovariance(self.grid, kernel, self.channels)
+
+
+class TestDenseStructure(_Whitens, CovarianceCase):
+    """`DenseCovariance` itself takes masked grids, periodic ones too."""
+
+    grid = sd.Grid((4, 5), periodic=(True, False)).masked(HOLES)
+
+    def kernel(self):
+        return Matern(0.5, 0.8, 1.7) + Nugget(0.2)
+
+    def build(self, kernel):
+        return DenseCovariance(kernel, self.grid, self.channels)
+
+    def spatial(self, kernel):
+        return pairwise(kernel, self.grid, images=30)
+
+
+# ---- the approximate inverse
+@pytest.mark.parametrize("periodic", [False, True, (False, True), (True, False)])
+def test_entries_of_the_inverse(periodic):
+    """Sums over reflections are what products with unit vectors give, and the product is one with ``G⁻¹``."""
+    grid = sd.Grid((4, 5), spacing=(1.0, 0.8), periodic=periodic)
+    kernel = (Matern(1.5, 0.9, 1.7) + Nugget(0.1)).requires_grad_(False)
+    values = mixed_eigenvalues(kernel, grid)
+    eye = torch.eye(20, dtype=torch.float64).reshape(20, 4, 5)
+    product = mixed_multiply(eye, grid, 1 / values).reshape(20, 20)
+    cells = torch.tensor([0, 3, 7, 12, 19])
+    torch.testing.assert_close(inverse_entries(1 / values, grid, cells), product[cells[:, None], cells])
+    near = mixed_multiply(eye, grid, values).reshape(20, 20)
+    torch.testing.assert_close(near @ product, eye.reshape(20, 20), rtol=0, atol=1e-10)
+    # the closest of its kind keeps the trace
+    exact = kernel_matrix(kernel, grid)
+    torch.testing.assert_close(near.trace(), exact.trace())
+    if periodic is True:
+        torch.testing.assert_close(near, exact)
+
+
+# ---- a coast
+@pytest.fixture(scope="module")
+def ocean():
+    """Sea cells of tropical sea surface temperature, 18 latitudes by 432 longitudes (iris-sample-data)."""
+    with h5py.File(pathlib.Path(iris_sample_data.path) / "ostia_monthly.nc") as file:
+        first = torch.from_numpy(file["surface_temperature"][0])
+    grid = sd.Grid((18, 432), spacing=(5 / 9, 5 / 6), periodic=(False, True))
+    return grid.masked(first.abs() < 1e10)
+
+
+def test_ocean(ocean):
+    """5721 of 7776 cells: products, solves and draws on the real land mask."""
+    assert ocean.size == 5721
+    kernel = (Matern(1.5, 5.0, 2.0) + Nugget(0.02)).requires_grad_(False)
+    gamma = MaskedCovariance(kernel, ocean)
+    assert gamma.report.exact
+    assert "74%" in gamma.report.reason
+    x = gamma.double().sample((2,), generator=torch.Generator().manual_seed(0))
+    assert (x[:, ~ocean.valid] == 0).all()
+    b = gamma.matmul(x)
+    # a thin slice of the matrix, of cells on both sides of the date line among others
+    rows = torch.arange(0, ocean.size, 97)
+    position = ocean.sites()
+    around = torch.tensor([[0.0, 360.0 * m] for m in (-1, 0, 1)], dtype=torch.float64)
+    smooth, nugget = kernel.kernels
+    images = at_pairs(smooth, position[rows, None, None] + around, position[None, :, None]).sum(-1)
+    scale = smooth.variance / at_pairs(smooth, around, torch.zeros(1, 2, dtype=torch.float64)).sum()
+    exact = scale * images + at_pairs(nugget, position[rows, None], position[None])
+    torch.testing.assert_close(ocean.flatten(b)[:, rows], ocean.flatten(x) @ exact.T, rtol=0, atol=1e-9)
+    torch.testing.assert_close(gamma.solve(b), x, rtol=0, atol=1e-6)
+    with pytest.raises(RuntimeError, match="20 iterations"):
+        MaskedCovariance(kernel, ocean, max_iterations=20).solve(b)
+
+
+def test_choice():
+    kernel = Matern(1.5, 2.0) + Nugget(0.1)
+    few = sd.Grid((10, 10)).masked(torch.ones(10, 10, dtype=torch.bool))
+    assert MaskedCovariance(kernel, few).inner.method == "dense"
+    mask = torch.ones(40, 30, dtype=torch.bool)
+    mask[0, 0] = False
+    assert MaskedCovariance(kernel, sd.Grid((40, 30)).masked(mask)).inner.method == "circulant"
+    assert MaskedCovariance(kernel, sd.Grid((40, 30), periodic=True).masked(mask)).inner.method == "torus"
+
+
+def test_clipped_embedding_stays_consistent():
+    """With eigenvalues clipped on request the determinant is that of what is sampled."""
+    mask = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) > 0.3
+    domain = sd.Grid((12, 12), spacing=1 / 12).masked(mask)
+    kernel = Gaussian(0.35).requires_grad_(False) + Nugget(1e-3).requires_grad_(False)
+    options = {"on_negative": "clip", "max_growth": 1.0, "embedding": "plain"}
+    gamma = MaskedCovariance(kernel, domain, inner="circulant", **options)
+    assert not gamma.report.exact
+    kept = domain.flatten(torch.arange(144).reshape(12, 12))
+    dense = gamma.to_dense()[kept[:, None], kept]
+    torch.testing.assert_close(gamma.log_det(), torch.logdet(dense), rtol=0, atol=1e-7)
+    assert (dense - kernel_matrix(kernel, domain)).abs().max() > 1e-6
+
+
+def test_refuses():
+    grid = sd.Grid((4, 5))
+    with pytest.raises(ValueError, match="hides every cell"):
+        grid.masked(torch.zeros(4, 5, dtype=torch.bool))
+    with pytest.raises(TypeError, match="MaskedGrid"):
+        MaskedCovariance(Matern(), grid)
+    with pytest.raises(TypeError, match="MaskedGrid"):
+        MaskedCovariance(Matern(), Points(torch.rand(4, 2)))
+    domain = grid.masked(HOLES)
+    with pytest.raises(ValueError, match="inner must be"):
+        MaskedCovariance(Matern(), domain, inner="fft")
+    with pytest.raises(ValueError, match="periodic on every axis"):
+        MaskedCovariance(Matern(), domain, inner="torus")
+    with pytest.raises(EmbeddingError, match="not a covariance"):
+        MaskedCovariance(Gaussian(60.0), domain, inner="circulant", max_growth=1.0, embedding="plain")
