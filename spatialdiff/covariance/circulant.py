@@ -1,76 +1,87 @@
 r"""Stationary Γ on a grid that is not periodic: a corner of a circulant matrix [Dietrich & Newsam 1997; Wood
 & Chan 1994].
 
-``Γ_s = P C Pᵀ`` where ``C`` is circulant on ``m ≥ 2(n-1)`` sites per axis (``m = n`` on periodic axes), its
-first row ``k(min(j, m-j))`` and its eigenvalues ``λ = F k``. If ``λ ≥ 0``, ``R = P H diag(√λ)`` with the
-orthonormal Hartley transform ``H = (Re F - Im F)/√m`` satisfies ``R Rᵀ = Γ_s`` since ``λ`` is even: one draw
-of real noise and *one real FFT* per field. Products with Γ are exact through ``C``.
+``Γ_s = P C Pᵀ`` where ``C`` is circulant on a larger torus, see `spatialdiff.covariance.embedding` for the
+choices. If its eigenvalues ``λ ≥ 0``, ``R = P H diag(√λ)`` with the orthonormal Hartley transform ``H = (Re F - Im
+F)/√m`` satisfies ``R Rᵀ = Γ_s`` since ``λ`` is even: one draw of real noise and *one real FFT* per field, the cost
+of a complex transform that gives two. An intrinsic embedding adds a polynomial of low rank. Products with Γ go
+through the smallest circulant with that corner, a covariance or not; solves through conjugate gradients,
+preconditioned by the closest matrix that is diagonal in the cosine basis.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import gpytorch
 import torch
 from torch import Tensor
 
+from spatialdiff.covariance import intrinsic
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.checks import check_lengthscale, check_stationary
 from spatialdiff.covariance.conjugate import attach_solve, conjugate_gradients
 from spatialdiff.covariance.cosine import cosine_eigenvalues
 from spatialdiff.covariance.dct import dct, idct
+from spatialdiff.covariance.embedding import (
+    KINDS,
+    Embedding,
+    EmbeddingError,
+    choose,
+    embedding_report,
+    fast_size,
+    judge,
+    plain_sizes,
+    spectrum,
+    table,
+    unfold,
+)
+from spatialdiff.covariance.lanczos import Preconditioner, lanczos_log_det
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
+from spatialdiff.covariance.radial import radial_terms
+from spatialdiff.covariance.reflection import block_cholesky, reflection_blocks
 from spatialdiff.covariance.report import CovarianceReport
+from spatialdiff.covariance.toeplitz import toeplitz_log_det, toeplitz_multiply
 from spatialdiff.domains import Grid
 
-# an eigenvalue between -TOLERANCE and 0 times the largest is the rounding of the FFT
-TOLERANCE = 1e-12
-LOG_DET_SITES = 4096
+__all__ = ["CirculantCovariance", "EmbeddingError", "embedding_report", "fast_size"]
 
-
-class EmbeddingError(ValueError):
-    """No circulant embedding within the limit is a covariance."""
-
-
-def fast_size(least: int) -> int:
-    """Smallest even number at least ``least`` whose prime factors are 2, 3 and 5; 1 for 1."""
-    if least <= 1:
-        return 1
-    size = least + least % 2
-    while True:
-        rest = size
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return size
-        size += 2
+# sites of the largest block whose determinant is computed by Cholesky, and of a line by Durbin's recursion
+BLOCK_SITES, LINE_SITES = 4096, 65536
 
 
 class CirculantCovariance(Covariance):
     """Exact stationary Γ on a grid with an axis that is not periodic; ``R`` is rectangular, it colours and
     does not whiten.
 
+    `log_det` is exact by Cholesky up to 4096 sites per block of a field (even and odd parts under the
+    reflections of the grid are independent: 4096 · 2^d sites), and up to 65536 sites of a line by Durbin's
+    recursion; beyond, by stochastic Lanczos quadrature with a standard error.
+
     Args:
         kernel: any stationary gpytorch kernel.
         domain: the grid; periodic axes are periodised as in `TorusCovariance`.
         channels: see `Covariance`.
+        embedding: "plain" padding, "cutoff", "intrinsic" (see `spatialdiff.covariance.embedding`), or "auto",
+            the cheapest of them that is a covariance.
         on_negative: what to do when no embedding up to ``max_growth`` is a covariance: "error", or "clip"
-            the negative eigenvalues of the one that has least of them to 0, which changes Γ by at most
+            the negative eigenvalues of the plain one that has least of them to 0, which changes Γ by at most
             ``report.error_bound`` in any entry.
         max_growth: largest embedding, per axis, as a multiple of ``2(n-1)``.
         max_sites: largest embedding in all.
         tolerance: relative residual ``‖Γx - b‖/‖b‖`` that `solve` reaches, or raises.
         max_iterations: of `solve`.
+        log_det_tolerance: largest standard error per site of `log_det`, where it is not exact.
 
     Raises:
         EmbeddingError: no embedding is a covariance, and ``on_negative="error"``.
         ValueError: a grid with periodic axes only; a kernel that is not stationary; an unknown option.
+        TypeError: a domain that is not a `Grid`.
     """
 
     method = "circulant"
+    domain: Grid
 
     def __init__(
         self,
@@ -78,12 +89,16 @@ class CirculantCovariance(Covariance):
         domain: Grid,
         channels: Channels = None,
         *,
+        embedding: Literal["auto", "plain", "cutoff", "intrinsic"] = "auto",
         on_negative: Literal["error", "clip"] = "error",
         max_growth: float = 8.0,
         max_sites: int = 2**26,
         tolerance: float = 1e-10,
         max_iterations: int = 1000,
+        log_det_tolerance: float = 1e-3,
     ) -> None:
+        if not isinstance(domain, Grid):
+            raise TypeError(f"CirculantCovariance needs a Grid, got {type(domain).__name__}.")
         super().__init__(domain, channels, kernel)
         if all(domain.periodic):
             raise ValueError(
@@ -93,209 +108,332 @@ class CirculantCovariance(Covariance):
             raise ValueError(
                 f'CirculantCovariance: on_negative must be "error" or "clip", got {on_negative!r}.'
             )
+        if embedding not in ("auto", *KINDS):
+            raise ValueError(
+                f'CirculantCovariance: embedding must be "auto", "plain", "cutoff" or "intrinsic", got '
+                f"{embedding!r}."
+            )
         check_stationary(kernel, domain, "CirculantCovariance")
         check_lengthscale(kernel, domain)
         self.on_negative = on_negative
-        self.max_growth, self.max_sites = max_growth, max_sites
         self.tolerance, self.max_iterations = tolerance, max_iterations
-        self.embedding = self._embed()
-
-    # ---- the embedding
-    def _sizes(self) -> list[tuple[int, ...]]:
-        """Embeddings to try, smallest first: sizes grow by a half, rounded up to a product of 2, 3 and 5."""
-        assert self.kernel is not None
-        extra = 0 if reflection_symmetric(self.kernel) else 1
-        sizes: list[tuple[int, ...]] = []
-        growth = 1.0
-        while growth <= self.max_growth:
-            sizes.append(
-                tuple(
-                    n if wraps else fast_size(math.ceil(growth * (2 * (n - 1) + extra)))
-                    for n, wraps in zip(self.domain.shape, self.domain.periodic, strict=True)
-                )
-            )
-            growth *= 1.5
-        return [s for i, s in enumerate(sizes) if i == 0 or math.prod(s) <= self.max_sites]
-
-    def _embed(self) -> tuple[int, ...]:
-        tried = []
-        with torch.no_grad():
-            for sizes in self._sizes():
-                values = self._raw_eigenvalues(sizes)
-                smallest, largest = float(values.min()), float(values.max())
-                if smallest >= -TOLERANCE * largest:
-                    return sizes
-                mass = float(values.clamp_max(0.0).abs().sum()) / math.prod(sizes)
-                tried.append((sizes, mass, smallest, largest, int((values < -TOLERANCE * largest).sum())))
-        if self.on_negative == "clip":
-            return min(tried, key=lambda t: t[1])[0]
-        sizes, _, smallest, largest, count = tried[-1]
-        shown = ", ".join("x".join(map(str, t[0])) for t in tried)
-        raise EmbeddingError(
-            f"The circulant embedding of {self.kernel!r} on {self.domain} is not a covariance: at "
-            f"{'x'.join(map(str, sizes))} its smallest eigenvalue is {smallest:.3g} (largest {largest:.3g}), "
-            f"{count} of {math.prod(sizes)} are negative; tried {shown}. Use a shorter length scale or a "
-            'rougher kernel, a larger max_growth, method="cosine" or (few sites) "dense"; or '
-            'on_negative="clip", which reports the covariance error that it causes.'
+        self.log_det_tolerance = log_det_tolerance
+        self.plan, tried = choose(
+            kernel,
+            domain,
+            option=embedding,
+            clip=on_negative == "clip",
+            max_growth=max_growth,
+            max_sites=max_sites,
         )
+        self.clipped = not next(r for r in tried if r.embedding == self.plan).is_covariance
 
-    def _raw_eigenvalues(self, sizes: tuple[int, ...]) -> Tensor:
-        """DFT of the embedded covariance, real, shape ``sizes``."""
+    @property
+    def embedding(self) -> tuple[int, ...]:
+        """Sites of the embedding per axis."""
+        return self.plan.sizes
+
+    def get_extra_state(self) -> Tensor:
+        plan = self.plan
+        head = [KINDS.index(plan.kind), plan.order, plan.shape, float(self.clipped)]
+        return torch.tensor([*head, *plan.sizes], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        values = state.tolist()
+        if len(values) == self.domain.ndim:
+            # of versions that knew plain embeddings only
+            values = [0, 0, 0.0, float(self.on_negative == "clip"), *values]
+        kind, order, shape, clipped, *sizes = values
+        self.plan = Embedding(tuple(int(m) for m in sizes), KINDS[int(kind)], int(order), shape)
+        self.clipped = bool(clipped)
+        self._cache, self._seen = {}, []
+
+    # ---- factors
+    def _origin(self) -> Tensor:
         assert self.kernel is not None
-        symmetric = reflection_symmetric(self.kernel)
-        indices, gather = [], []
-        for m, wraps in zip(sizes, self.domain.periodic, strict=True):
-            j = torch.arange(m)
-            if symmetric:
-                indices.append(torch.arange(m // 2 + 1))
-                gather.append(torch.minimum(j, m - j))
-            else:
-                indices.append(j if wraps else torch.where(j <= m // 2, j, j - m))
-                gather.append(j)
-        row, _ = stationary_at(self.kernel, self.domain, indices, self.device)
-        for axis, index in enumerate(gather):
-            row = row.index_select(axis, index.to(row.device))
-        if not symmetric:
-            # the lag m/2 stands for both of its signs, which the corner never uses
-            row = (row + row.flip(list(range(row.dim()))).roll([1] * row.dim(), list(range(row.dim())))) / 2
-        result: Tensor = torch.fft.fftn(row).real
-        return result
+        values, _ = stationary_at(self.kernel, self.domain, [torch.arange(1)] * self.domain.ndim, self.device)
+        return values
+
+    def _raw_eigenvalues(self) -> Tensor:
+        assert self.kernel is not None
+        return spectrum(table(self.kernel, self.domain, self.plan, self.device), self.embedding)
 
     def _compute_eigenvalues(self) -> Tensor:
-        values = self._raw_eigenvalues(self.embedding)
-        smallest, largest = float(values.detach().min()), float(values.detach().max())
-        if smallest < -TOLERANCE * largest and self.on_negative == "error":
-            raise EmbeddingError(
-                f"The embedding {self.embedding} is no covariance for the kernel's present parameters, "
-                f"{self.kernel!r}: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}. Build the "
-                "covariance anew after changing the kernel."
-            )
+        """Of the embedding, in the layout of `embedding.spectrum`; none below 0."""
+        values = self._raw_eigenvalues()
+        if self.on_negative == "error":
+            origin = self._origin()
+            found = judge(values, self.plan, origin.reshape(origin.shape[: origin.dim() - self.domain.ndim]))
+            if not found.is_covariance:
+                raise EmbeddingError(
+                    f"The embedding {self.plan} is no covariance for the kernel's present parameters, "
+                    f"{self.kernel!r}: smallest eigenvalue {found.smallest:.3g}, largest {found.largest:.3g}. "
+                    "Build the covariance anew after changing the kernel.",
+                    found.sizes,
+                    found.negative,
+                    found.smallest,
+                )
         return values.clamp_min(0.0)
 
     def _compute_root(self) -> Tensor:
         values = self._factor("eigenvalues") / math.prod(self.embedding)
-        return torch.where(values > 0, torch.where(values > 0, values, 1.0).sqrt(), 0.0)
+        root = torch.where(values > 0, torch.where(values > 0, values, 1.0).sqrt(), 0.0)
+        return unfold(root, self.embedding)
+
+    @property
+    def _product_sizes(self) -> tuple[int, ...]:
+        """Sites of the circulant through which products go."""
+        if self.clipped:
+            return self.embedding
+        assert self.kernel is not None
+        return plain_sizes(self.domain, 1.0, 0 if reflection_symmetric(self.kernel) else 1)
 
     def _compute_half(self) -> Tensor:
-        return self._factor("eigenvalues")[..., : self.embedding[-1] // 2 + 1].contiguous()
+        assert self.kernel is not None
+        sizes = self._product_sizes
+        if self.clipped:
+            return _half(self._factor("eigenvalues"), sizes)
+        values = table(self.kernel, self.domain, Embedding(sizes), self.device)
+        return _half(spectrum(values, sizes), sizes)
 
-    def _compute_row(self) -> Tensor:
-        """The embedded covariance, clipped eigenvalues included: lag ``j`` per axis, shape ``embedding``."""
-        result: Tensor = torch.fft.irfftn(self._factor("half"), s=self.embedding)
-        return result
+    # ---- the polynomial of an intrinsic embedding, see spatialdiff.covariance.intrinsic
+    def _compute_modes(self) -> Tensor:
+        return intrinsic.polynomials(self.domain, self.plan.order).flatten(1).to(self.device)
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.embedding)
+    def _compute_correction(self) -> Tensor:
+        assert self.kernel is not None
+        terms = radial_terms(self.kernel, self.domain)
+        return intrinsic.correction(terms, self.domain, self.plan.order, self.plan.shape)
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.embedding = tuple(int(m) for m in state)
-        self._cache, self._seen = {}, []
+    def _compute_wave(self) -> Tensor:
+        return intrinsic.positive_root(self._compute_correction())
+
+    def _compute_solved_modes(self) -> Tensor:
+        """``H = C⁻¹ Q``, ``(*batch, c, n)``."""
+        modes = self._factor("modes")
+        ndim = self.domain.ndim
+        half = _half(self._factor("eigenvalues"), self.embedding)
+
+        def corner(x: Tensor) -> Tensor:
+            return toeplitz_multiply(x, half, self.embedding)
+
+        batch = self.batch_shape
+        right = modes.reshape(-1, *(1,) * len(batch), *self.domain.shape)
+        right = right.expand(-1, *batch, *self.domain.shape).clone()
+        solved = self._invert(corner, right, tolerance=1e-12)
+        return solved.flatten(-ndim).movedim(0, -2)
+
+    def _compute_removal(self) -> Tensor:
+        """``(D; P)`` of ``η = s - Q D P s``, ``P = Qᵀ S⁻¹``: ``(*batch, c, c + n)``."""
+        modes, solved = self._factor("modes"), self._compute_solved_modes()
+        matrix = self._compute_correction()
+        added, taken = intrinsic.positive_root(matrix), intrinsic.positive_root(-matrix)
+        inner = solved @ modes.mT
+        inner = (inner + inner.mT) / 2
+        eye = torch.eye(len(modes), dtype=torch.float64, device=self.device)
+        update = torch.linalg.inv(eye + inner @ added @ added)
+        gain = taken @ (update @ inner) @ taken
+        weight = taken @ intrinsic.downdate((gain + gain.mT) / 2) @ taken
+        return torch.cat([weight, update @ solved], dim=-1)
 
     # ---- operations
     def _factor_grid(self) -> tuple[int, ...]:
-        return self.embedding
-
-    def _axes(self) -> tuple[int, ...]:
-        return tuple(range(-self.domain.ndim, 0))
-
-    def _crop(self, x: Tensor) -> Tensor:
-        for axis, n in zip(self._axes(), self.domain.shape, strict=True):
-            x = x.narrow(axis, 0, n)
-        return x
+        if self.plan.kind != "intrinsic":
+            return self.embedding
+        return (math.prod(self.embedding) + len(self._factor("modes")),)
 
     def _color(self, z: Tensor) -> Tensor:
-        # the corner needs only the first half of an axis that is not periodic: halve that one in the real FFT
-        halved = max(a for a, wraps in zip(self._axes(), self.domain.periodic, strict=True) if not wraps)
-        axes = (*(a for a in self._axes() if a != halved), halved)
-        spectrum = self._crop(torch.fft.rfftn(z * self._factor("root", z.dtype), dim=axes))
-        return spectrum.real - spectrum.imag
+        if self.plan.kind != "intrinsic":
+            return self._color_corner(z)
+        sites = math.prod(self.embedding)
+        ndim = self.domain.ndim
+        corner = z[..., :sites].reshape(*z.shape[:-1], *self.embedding)
+        modes, removal = self._factor("modes", z.dtype), self._factor("removal", z.dtype)
+        count = len(modes)
+        base = self._color_corner(corner).flatten(-ndim)
+        base = base + _rows(_rows(z[..., sites:], self._factor("wave", z.dtype)), modes.mT)
+        taken = _rows(_rows(base, removal[..., count:]), removal[..., :count])
+        return (base - _rows(taken, modes.mT)).reshape(*z.shape[:-1], *self.domain.shape)
+
+    def _color_corner(self, z: Tensor) -> Tensor:
+        # the corner needs only the first half of an axis that is not periodic: halve that one in the real
+        # FFT, and drop what the corner does not hold after each axis
+        ndim = self.domain.ndim
+        halved = max(a for a, wraps in zip(range(-ndim, 0), self.domain.periodic, strict=True) if not wraps)
+        y = torch.fft.rfft(z * self._factor("root", z.dtype), dim=halved)
+        y = y.narrow(halved, 0, self.domain.shape[halved])
+        for axis in range(-1, -ndim - 1, -1):
+            if axis != halved:
+                y = torch.fft.fft(y, dim=axis).narrow(axis, 0, self.domain.shape[axis])
+        return y.real - y.imag
 
     def _whiten(self, x: Tensor) -> Tensor:
         raise ValueError(
-            f"whiten: the factor of a circulant embedding maps {self.embedding} values to "
-            f"{self.domain.shape} sites and has no inverse. "
-            'Use method="cosine" or "dense" (or "torus" on a periodic grid), or solve() and '
-            "quad_form() for Γ⁻¹."
+            f"whiten: the factor of a circulant embedding maps {math.prod(self._factor_grid())} values to "
+            f'{self.domain.shape} sites and has no inverse. Use method="cosine", or "reflection" or "dense" '
+            '(few sites), or "torus" (a periodic grid), or solve() and quad_form() for Γ⁻¹.'
         )
 
     def _matmul(self, x: Tensor) -> Tensor:
-        spectrum = torch.fft.rfftn(x, s=self.embedding, dim=self._axes())
-        return self._crop(
-            torch.fft.irfftn(spectrum * self._factor("half", x.dtype), s=self.embedding, dim=self._axes())
-        )
+        return toeplitz_multiply(x, self._factor("half", x.dtype), self._product_sizes)
 
-    def _compute_preconditioner(self) -> Tensor:
+    def _compute_cosine(self) -> Tensor:
+        """Eigenvalues of the preconditioner."""
         assert self.kernel is not None
-        with torch.no_grad():
-            values = cosine_eigenvalues(self.kernel, self.domain, self.device)
-        return 1 / values.clamp_min(torch.finfo(torch.float64).eps * float(values.max()))
+        values = cosine_eigenvalues(self.kernel, self.domain, self.device)
+        return values.clamp_min(torch.finfo(torch.float64).eps * float(values.detach().max()))
 
-    def _solve(self, x: Tensor) -> Tensor:
+    def _invert(self, operator: Any, b: Tensor, *, tolerance: float) -> Tensor:
+        """``A⁻¹ b`` of an operator close to Γ, with the derivative in ``b`` and in what ``operator`` closes over."""
         ndim = self.domain.ndim
         with torch.no_grad():
-            inverse = self._factor("preconditioner")
+            inverse = 1 / self._factor("cosine")
 
-        def run(b: Tensor) -> Tensor:
+        def run(right: Tensor) -> Tensor:
             with torch.no_grad():
                 return conjugate_gradients(
-                    self._matmul,
-                    b,
+                    operator,
+                    right,
                     lambda r: idct(inverse * dct(r, ndim), ndim),
                     ndim=ndim,
-                    tolerance=self.tolerance,
+                    tolerance=tolerance,
                     max_iterations=self.max_iterations,
                 )
 
-        b = x.double()
         solution = run(b)
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
-            solution = attach_solve(b - self._matmul(solution), solution, run)
-        return solution.to(x.dtype)
+        if torch.is_grad_enabled() and (b.requires_grad or any(p.requires_grad for p in self.parameters())):
+            solution = attach_solve(b - operator(solution), solution, run)
+        return solution
+
+    def _solve(self, x: Tensor) -> Tensor:
+        return self._invert(self._matmul, x.double(), tolerance=self.tolerance).to(x.dtype)
+
+    # ---- determinant
+    @property
+    def _log_det_route(self) -> Literal["blocks", "line", "lanczos"]:
+        assert self.kernel is not None
+        n = self.domain.size
+        parts = 2**self.domain.ndim if reflection_symmetric(self.kernel) else 2
+        if self.clipped:
+            return "blocks" if n <= BLOCK_SITES else "lanczos"
+        if n <= (BLOCK_SITES if self.domain.ndim == 1 else parts * BLOCK_SITES):
+            return "blocks"
+        if self.domain.ndim == 1 and n <= LINE_SITES and reflection_symmetric(self.kernel):
+            return "line"
+        return "lanczos"
+
+    def _compute_determinant(self) -> Tensor:
+        """``log det Γ_s`` and its standard error, ``(2, *batch)``."""
+        assert self.kernel is not None
+        route = self._log_det_route
+        if route == "lanczos":
+            return torch.stack(self._stochastic_log_det())
+        if route == "line":
+            row, _ = stationary_at(self.kernel, self.domain, [torch.arange(self.domain.size)], self.device)
+            value = toeplitz_log_det(row)
+        else:
+            blocks = (
+                self._clipped_matrix().unsqueeze(-3)
+                if self.clipped
+                else reflection_blocks(self.kernel, self.domain, self.device)
+            )
+            value = 2 * block_cholesky(blocks).diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
+        return torch.stack([value, torch.zeros_like(value)])
+
+    def _stochastic_log_det(self) -> tuple[Tensor, Tensor]:
+        ndim = self.domain.ndim
+        values = self._factor("cosine")
+        scale = values.rsqrt()
+        return lanczos_log_det(
+            self._matmul,
+            self.domain.shape,
+            batch=self.batch_shape,
+            preconditioner=Preconditioner(
+                lambda x: idct(scale * dct(x, ndim), ndim), values.log().flatten(-ndim).sum(-1)
+            ),
+            tolerance=self.log_det_tolerance,
+            device=self.device,
+        )
 
     def _log_det(self) -> Tensor:
-        if self.domain.size > LOG_DET_SITES:
-            raise ValueError(
-                "log_det: a circulant embedding has no fast determinant, and "
-                f"{self.domain.size} sites are more than the {LOG_DET_SITES} for a dense one. Use "
-                'method="cosine" (or "torus" on a periodic grid), or sd.fit(..., method="whittle") for a '
-                "likelihood."
-            )
-        factor, info = torch.linalg.cholesky_ex(self._spatial_dense())
-        if int(info) != 0:
-            raise ValueError(
-                "log_det: Γ is not positive definite to working precision; add a Nugget to the kernel."
-            )
-        result: Tensor = 2 * factor.diagonal().log().sum()
+        return self._factor("determinant")[0]
+
+    def _log_det_standard_error(self) -> Tensor:
+        with torch.no_grad():
+            return self._factor("determinant")[1]
+
+    def _compute_row(self) -> Tensor:
+        """The clipped covariance at lag ``j`` per axis, ``(*batch, *embedding)``."""
+        axes = tuple(range(-self.domain.ndim, 0))
+        result: Tensor = torch.fft.irfftn(self._factor("half"), s=self.embedding, dim=axes)
         return result
 
-    def _spatial_dense(self) -> Tensor:
-        row = self._factor("row")
-        sites = torch.stack(
-            torch.meshgrid(*(torch.arange(n) for n in self.domain.shape), indexing="ij"), dim=-1
-        ).reshape(-1, self.domain.ndim)
+    def _clipped_matrix(self) -> Tensor:
+        axes = torch.meshgrid(*(torch.arange(n) for n in self.domain.shape), indexing="ij")
+        sites = torch.stack(axes, dim=-1).reshape(-1, self.domain.ndim)
         lag = (sites[:, None] - sites[None]) % torch.tensor(self.embedding)
-        return row[tuple(lag.to(row.device).unbind(-1))]
+        return self._factor("row")[(..., *lag.to(self.device).unbind(-1))]
 
     def _variance(self) -> Tensor:
-        return self._factor("row")[(0,) * self.domain.ndim]
+        if not self.clipped:
+            return self._origin()
+        return self._factor("row")[(..., *(slice(0, 1),) * self.domain.ndim)]
 
     @property
     def report(self) -> CovarianceReport:
         with torch.no_grad():
-            raw = self._raw_eigenvalues(self.embedding)
-            lost = raw.clamp_max(0.0)
-            smallest, largest = float(raw.min()), float(raw.max())
-            change = float(self._crop(torch.fft.fftn(lost).real).abs().max()) / math.prod(self.embedding)
-        clipped = smallest < -TOLERANCE * largest
-        mass = float(lost.abs().sum() / raw.abs().sum()) if clipped else 0.0
-        reason = "grid that is not periodic: a corner of a circulant matrix"
-        if clipped:
+            raw = self._raw_eigenvalues()
+            lost = unfold(raw, self.embedding).clamp_max(0.0)
+            corner = torch.fft.fftn(lost, dim=tuple(range(-self.domain.ndim, 0))).real
+            for axis, n in zip(range(-self.domain.ndim, 0), self.domain.shape, strict=True):
+                corner = corner.narrow(axis, 0, n)
+            change = float(corner.abs().max()) / math.prod(self.embedding)
+            mass = float(lost.abs().sum() / unfold(raw, self.embedding).abs().sum()) if self.clipped else 0.0
+        growth = max(m / max(1, 2 * (n - 1)) for m, n in zip(self.embedding, self.domain.shape, strict=True))
+        reason = (
+            f"grid that is not periodic: a corner of a circulant matrix, {self.plan}, {growth:.2f} times the "
+            "smallest"
+        )
+        if self.clipped:
             reason += "; no embedding was a covariance, negative eigenvalues were set to 0 as asked for"
+        elif self.plan.kind == "intrinsic":
+            reason += ", and a polynomial"
+        elif float(raw.min()) > 0:
+            # eigenvalues of a corner lie between those of the whole
+            lead = tuple(range(-self.domain.ndim, 0))
+            bound = float((raw.amax(lead) / raw.amin(lead)).max())
+            reason += f"; condition number at most {bound:.3g}"
         return CovarianceReport(
             self.method,
-            exact=not clipped,
+            exact=not self.clipped,
             error_bound=change,
             padding=self.embedding,
             clipped_mass=mass,
             reason=reason,
+            log_det=_LOG_DET[self._log_det_route].format(tolerance=self.log_det_tolerance),
         )
+
+
+_LOG_DET = {
+    "blocks": "exact, Cholesky of blocks",
+    "line": "exact, Durbin's recursion",
+    "lanczos": "stochastic Lanczos quadrature, standard error at most {tolerance:g} per site",
+}
+
+
+def _rows(x: Tensor, matrix: Tensor) -> Tensor:
+    """``A x`` of vectors ``(..., *batch, i)`` and matrices ``(*batch, o, i)``."""
+    if matrix.dim() == 2:
+        return (x.reshape(-1, x.shape[-1]) @ matrix.mT).reshape(*x.shape[:-1], matrix.shape[-2])
+    return (matrix @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def _half(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A `spectrum` as ``rfftn`` lays it out."""
+    kept = sizes[-1] // 2 + 1
+    if len(sizes) == 1:
+        return values[..., :kept].contiguous()
+    if values.shape[-1] == sizes[-1] and values.shape[-1] != kept:
+        values = values[..., :kept]
+    last = values.movedim(-1, -len(sizes))
+    return unfold(last, sizes[:-1]).movedim(-len(sizes), -1).contiguous()

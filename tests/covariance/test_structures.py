@@ -9,13 +9,12 @@ from covariance_case import CovarianceCase, cosine_projection, pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import (
-    CirculantCovariance,
     CosineCovariance,
     DenseCovariance,
     TorusCovariance,
     WhiteCovariance,
 )
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
+from spatialdiff.kernels import Gaussian, Matern, Nugget
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 
@@ -145,52 +144,6 @@ class TestCosineGpytorch(TestCosine):
 
     def kernel(self):
         kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(1.5)).double()
-        kernel.base_kernel.lengthscale = 1.2
-        return kernel
-
-
-class TestCirculant1(CovarianceCase):
-    grid = sd.Grid(10, spacing=0.7)
-    invertible_root = False
-
-    def build(self, kernel):
-        return CirculantCovariance(kernel, self.grid, self.channels, tolerance=1e-12)
-
-
-class TestCirculant2(TestCirculant1):
-    grid = sd.Grid((4, 5))
-
-
-class TestCirculant3(TestCirculant1):
-    grid = sd.Grid((2, 3, 2))
-    channels = B2
-
-    def kernel(self):
-        return Exponential(1.0, 1.4)
-
-
-class TestCirculantCylinder(TestCirculant1):
-    """Periodic along the second axis only: the halved axis of the real FFT is then the first."""
-
-    grid = sd.Grid((5, 4), periodic=(False, True))
-
-    def kernel(self):
-        return Matern(1.5, 0.9, 1.7)
-
-    def spatial(self, kernel):
-        return pairwise(kernel, self.grid, images=15)
-
-
-class TestCirculantCylinderFirst(TestCirculantCylinder):
-    grid = sd.Grid((3, 5), periodic=(True, False))
-    channels = 2
-
-
-class TestCirculantGpytorch(TestCirculant1):
-    grid = sd.Grid((4, 5))
-
-    def kernel(self):
-        kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(0.5)).double()
         kernel.base_kernel.lengthscale = 1.2
         return kernel
 
