@@ -88,8 +88,8 @@ def check_rows(rows: Tensor, begin: int, own: Tensor, sites: Tensor, pattern: Sp
     distance = float((site - sites[near]).norm()) if near >= 0 else math.nan
     raise ValueError(
         f"Γ is not positive definite: the covariance of {int(bad.sum())} of {bad.numel()} sites with their "
-        f"neighbours has no Cholesky factor; the first is at {[round(v, 6) for v in site.tolist()]}, its "
-        f"nearest neighbour {distance:.3g} away. Add a Nugget to the kernel, use a rougher or shorter one, or "
+        f"neighbours has no Cholesky factor; the first is at {[round(v, 6) for v in site.tolist()]}, "
+        f"its nearest neighbour {distance:.3g} away. Add a Nugget to the kernel, use a rougher or shorter one, or "
         "fewer neighbours."
     )
 
@@ -267,9 +267,11 @@ class _IsotropicRows(torch.autograd.Function):
 
 
 def _collect(function: Callable[..., None], size: int, *arguments: Any) -> np.ndarray[Any, Any]:
-    total = np.zeros(size)
+    from spatialdiff.covariance import vecchia_compiled
+
+    total = np.zeros((size, vecchia_compiled.LANES))
     function(*arguments, total)
-    return total
+    return total.sum(-1)
 
 
 def _arguments(

@@ -23,7 +23,7 @@ _ALL = 300
 NAMES = ("maximin", "coordinate", "random")
 
 
-def order_sites(ordering: str | Tensor, sites: Tensor) -> Tensor:
+def order_sites(ordering: str | Tensor, sites: Tensor, engine: str = "torch") -> Tensor:
     """The permutation that ``ordering`` names, int64 ``(n,)``: its entry ``k`` is the index of the ``k``-th
     site.
 
@@ -31,6 +31,7 @@ def order_sites(ordering: str | Tensor, sites: Tensor) -> Tensor:
         ordering: ``"maximin"``; ``"coordinate"`` (along the axis of the largest extent, ties by the next);
             ``"random"`` (a fixed seed); or the permutation itself.
         sites: coordinates ``(n, d)`` on the CPU, in the units in which distances are to be compared.
+        engine: ``"numba"``: the compiled loop, for ``d ≤ 3``; the order is the same.
 
     Raises:
         ValueError: another name, or a tensor that is not a permutation of ``0 … n-1``.
@@ -39,7 +40,7 @@ def order_sites(ordering: str | Tensor, sites: Tensor) -> Tensor:
     if isinstance(ordering, str):
         points = sites.detach().numpy()
         if ordering == "maximin":
-            return torch.from_numpy(maximin(points))
+            return torch.from_numpy(maximin(points, engine))
         if ordering == "coordinate":
             axes = np.argsort(np.ptp(points, axis=0), kind="stable")
             return torch.from_numpy(np.lexsort(points[:, axes].T).astype(np.int64))
@@ -66,11 +67,19 @@ def order_sites(ordering: str | Tensor, sites: Tensor) -> Tensor:
     return given.clone()
 
 
-def maximin(points: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def maximin(
+    points: np.ndarray[Any, np.dtype[np.float64]], engine: str = "torch"
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The exact maximin order of ``points`` ``(n, d)``; see the module. Equal points come last."""
+    n = len(points)
+    if engine == "numba" and points.shape[1] <= 3:
+        from spatialdiff.covariance import vecchia_compiled
+
+        found = np.empty(n, dtype=np.int64)
+        vecchia_compiled.maximin(np.ascontiguousarray(points), found, _ALL)
+        return found
     from scipy.spatial import cKDTree
 
-    n = len(points)
     tree = cKDTree(points)
     order = np.empty(n, dtype=np.int64)
     order[0] = np.argmin(np.square(points - points.mean(0)).sum(1))

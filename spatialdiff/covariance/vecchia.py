@@ -90,7 +90,7 @@ class VecchiaCovariance(Covariance):
         self.neighbors, self.engine = neighbors, choose_engine(engine)
         self.ordering = ordering if isinstance(ordering, str) else "given"
         sites, scales = domain.sites(), axis_scales(kernel, domain.dimension)
-        order = order_sites(ordering, sites / scales)
+        order = order_sites(ordering, sites / scales, self.engine)
         neighbours = previous_neighbours((sites / scales)[order], neighbors)
         self._repeated = _check_distinct(sites[order], neighbours, order, kernel)
         self.register_buffer("scales", scales, persistent=False)

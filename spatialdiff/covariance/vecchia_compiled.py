@@ -11,6 +11,7 @@ A block has the neighbours of a site first and the site last; with ``A = L Lᵀ`
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import Any
 
@@ -29,7 +30,7 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _factorise(a: Array, p: int, acc: Array) -> None:
-    """``A = L Lᵀ`` in place in every lane; a pivot that is not positive becomes NaN."""
+    """``A = L Lᵀ`` in the lower triangle of every lane; a pivot that is not positive becomes NaN."""
     for j in range(p):
         for v in range(LANES):
             acc[v] = a[j, j, v]
@@ -148,21 +149,20 @@ def _correlation(s: Array, family: int) -> None:
 
 @_compiled
 def _slope(s: Array, family: int) -> None:
-    """``-ρ'(r)/r`` of squared scaled distances, in place."""
+    """``-ρ'(r)/(r ρ(r))`` of squared scaled distances, in place."""
     if family == 0:
         for v in range(LANES):
-            r = math.sqrt(s[v])
-            s[v] = math.exp(-r) / max(r, 1e-100)
+            s[v] = 1.0 / max(math.sqrt(s[v]), 1e-100)
     elif family == 1:
         for v in range(LANES):
-            s[v] = 3.0 * math.exp(-math.sqrt(3.0 * s[v]))
+            s[v] = 3.0 / (1.0 + math.sqrt(3.0 * s[v]))
     elif family == 2:
         for v in range(LANES):
             t = math.sqrt(5.0 * s[v])
-            s[v] = 5.0 / 3.0 * (1.0 + t) * math.exp(-t)
+            s[v] = 5.0 * (1.0 + t) / (3.0 + 3.0 * t + t * t)
     else:
         for v in range(LANES):
-            s[v] = math.exp(-0.5 * s[v])
+            s[v] = 1.0
 
 
 @_compiled
@@ -183,6 +183,7 @@ def _fill(a: Array, c: Array, p: int, variance: float, nugget: float, family: in
             _correlation(s, family)
             for v in range(LANES):
                 a[j, k, v] = variance * s[v]
+                a[k, j, v] = s[v]
         for v in range(LANES):
             a[j, j, v] = variance + nugget
 
@@ -225,8 +226,8 @@ def isotropic_gradient(
     end: int,
     total: Array,
 ) -> None:
-    """Adds to ``total`` ``(2 + d²,)`` the derivatives in variance and nugget, and ``Σ ∂/∂k σ² (-ρ'/r) s sᵀ``
-    over pairs of sites with scaled difference ``s``.
+    """Adds to ``total`` ``(2 + d², LANES)`` the derivatives in variance and nugget, and ``Σ ∂/∂k σ² (-ρ'/r)
+    s sᵀ`` (lower triangle) over pairs of sites with scaled difference ``s``.
     """
     m, d = neighbours.shape[1], points.shape[1]
     p = m + 1
@@ -247,25 +248,22 @@ def isotropic_gradient(
         _adjoint(a, w, g, p)
         for j in range(p):
             for v in range(LANES):
-                on = -g[j, v] * w[j, v]
-                total[0] += on
-                total[1] += on
+                total[0, v] -= g[j, v] * w[j, v]
+                total[1, v] -= g[j, v] * w[j, v]
             for k in range(j):
+                # _fill left the correlations above the diagonal
+                for v in range(LANES):
+                    t[v] = -(g[j, v] * w[k, v] + g[k, v] * w[j, v]) * a[k, j, v]
+                    total[0, v] += t[v]
                 _square_distance(c, j, k, s)
+                _slope(s, family)
                 for v in range(LANES):
-                    t[v] = s[v]
-                _correlation(s, family)
-                _slope(t, family)
-                for v in range(LANES):
-                    off = -(g[j, v] * w[k, v] + g[k, v] * w[j, v])
-                    total[0] += off * s[v]
-                    t[v] *= off * variance
+                    t[v] *= s[v] * variance
                 for x in range(d):
                     for y in range(x + 1):
-                        part = 0.0
                         for v in range(LANES):
-                            part += t[v] * (c[j, x, v] - c[k, x, v]) * (c[j, y, v] - c[k, y, v])
-                        total[2 + x * d + y] += part
+                            h = (c[j, x, v] - c[k, x, v]) * (c[j, y, v] - c[k, y, v])
+                            total[2 + x * d + y, v] += t[v] * h
 
 
 @_compiled
@@ -484,3 +482,90 @@ def variances_gradient(rows: Array, neighbours: Array, grad: Array, out: Array, 
                 out[site, j] += factor * u[q]
             out[site, m] += factor * u[site]
             v[site] = 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def maximin(points: Array, order: Array, brute: int) -> None:
+    """The maximin order of ``points`` ``(n, d)``, ``d ≤ 3``; the first ``brute`` steps look at all sites.
+
+    Range searches go through square cells at least as wide as the distance of the step, made anew whenever
+    that has halved; a row of cells is one range of the sites sorted by cell.
+    """
+    n, d = points.shape
+    low, extent = np.empty(d), np.empty(d)
+    first, best = 0, np.inf
+    for axis in range(d):
+        low[axis] = points[:, axis].min()
+        extent[axis] = points[:, axis].max() - low[axis]
+    square = np.zeros(n)
+    mean = np.array([points[:, axis].mean() for axis in range(d)])
+    for i in range(n):
+        for axis in range(d):
+            square[i] += (points[i, axis] - mean[axis]) ** 2
+        if square[i] < best:
+            first, best = i, square[i]
+    order[0] = first
+    for i in range(n):
+        square[i] = 0.0
+        for axis in range(d):
+            square[i] += (points[i, axis] - points[first, axis]) ** 2
+    square[first] = -1.0
+    heap = [(-square[i], i) for i in range(n) if i != first]
+    heapq.heapify(heap)
+    count, reach = 1, -1.0
+    cell, cells = np.ones(3), np.ones(3, dtype=np.int64)
+    keys, sorted_keys, by_cell = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64), np.arange(n)
+    at = np.zeros(3, dtype=np.int64)
+    while len(heap) > 0:
+        key, index = heap[0]
+        now = square[index]
+        if -key != now:
+            heapq.heapreplace(heap, (-now, index))
+            continue
+        heapq.heappop(heap)
+        order[count] = index
+        square[index] = -1.0
+        count += 1
+        if now == 0.0:
+            continue
+        if count <= brute:
+            for i in range(n):
+                distance = 0.0
+                for axis in range(d):
+                    distance += (points[i, axis] - points[index, axis]) ** 2
+                square[i] = min(square[i], distance)
+            continue
+        radius = math.sqrt(now)
+        if reach < 0.0 or 2.0 * radius < reach:
+            reach = radius
+            for axis in range(d):
+                cell[axis] = max(radius * (1.0 + 1e-12), extent[axis] * 1e-5)
+                cells[axis] = int(extent[axis] / cell[axis]) + 1
+            for i in range(n):
+                keys[i] = 0
+                for axis in range(d):
+                    keys[i] = keys[i] * cells[axis] + int((points[i, axis] - low[axis]) / cell[axis])
+            by_cell = np.argsort(keys)
+            sorted_keys = keys[by_cell]
+        # the last axis is one range of keys, the others take up to three places each
+        for axis in range(d):
+            at[axis] = int((points[index, axis] - low[axis]) / cell[axis])
+        last = d - 1
+        from_last, to_last = max(at[last] - 1, 0), min(at[last] + 1, cells[last] - 1)
+        for row in range(3**last):
+            base, rest, inside = 0, row, True
+            for axis in range(last):
+                place = at[axis] + rest % 3 - 1
+                rest //= 3
+                inside = inside and 0 <= place < cells[axis]
+                base = base * cells[axis] + place
+            if not inside:
+                continue
+            base *= cells[last]
+            begin = np.searchsorted(sorted_keys, base + from_last)
+            end = np.searchsorted(sorted_keys, base + to_last, side="right")
+            for i in by_cell[begin:end]:
+                distance = 0.0
+                for axis in range(d):
+                    distance += (points[i, axis] - points[index, axis]) ** 2
+                square[i] = min(square[i], distance)
