@@ -143,8 +143,8 @@ def lanczos_log_det(
             raise RuntimeError(
                 f"log_det: {len(every)} probes give a standard error of {worst:.2g} per site and "
                 f"{tolerance:.2g} was asked for, which takes some {wanted} probes, more than the limit of "
-                f"{max_probes}. Raise log_det_tolerance= or the limit, add a Nugget, or use a structure with an "
-                "exact log_det."
+                f"{max_probes}. Raise log_det_tolerance= or the limit, add a Nugget, or use a structure with "
+                "an exact log_det."
             )
     mean = every.mean(0)
     if gradients:
@@ -281,7 +281,7 @@ def _quadrature(
             worst = int((smallest / largest).argmin())
             raise ValueError(
                 f"log_det: the operator is not positive definite: Lanczos found an eigenvalue of "
-                f"{float(smallest.flatten()[worst]):.3g} beside one of {float(largest.flatten()[worst]):.3g}. "
+                f"{float(smallest.flatten()[worst]):.3g} beside {float(largest.flatten()[worst]):.3g}. "
                 "Add a Nugget to the kernel."
             )
         condition = float((largest / smallest.clamp_min(1e-300)).max())
@@ -303,8 +303,8 @@ def _quadrature(
         return upper
     raise RuntimeError(
         f"log_det: {steps} Lanczos steps leave a truncation error of up to {gap:.2g} nats, {limit:.2g} was "
-        f"asked for (the condition number is at least {condition:.2g}). Raise log_det_tolerance= or the limit on "
-        "steps, add a Nugget, or use a structure with an exact log_det."
+        f"asked for (the condition number is at least {condition:.2g}). Raise log_det_tolerance= or the "
+        "limit on steps, add a Nugget, or use a structure with an exact log_det."
     )
 
 
