@@ -50,7 +50,7 @@ class GraphMaternCovariance(PowerCovariance):
         *,
         laplacian: str = "combinatorial",
         root: str = "auto",
-        tolerance: float = 1e-10,
+        tolerance: float = 1e-8,
         normalize: str = "none",
     ) -> None:
         if not isinstance(domain, Graph):

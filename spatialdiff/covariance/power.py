@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
-
 import gpytorch
 import torch
 from torch import Tensor
@@ -260,9 +258,10 @@ def matern_of(kernel: gpytorch.kernels.Kernel, name: str) -> tuple[Matern, float
             f"{name} needs one length scale, got {kernel.lengthscale.shape[-1]}; for an anisotropic field "
             "scale the coordinates of the mesh by 1/ℓ per axis instead."
         )
-    nu: Any = kernel.nu
+    nu: float | Tensor = kernel.nu
     if isinstance(nu, Tensor):
-        if bool((nu != nu.reshape(-1)[0]).any()):
-            raise ValueError(f"{name} needs one smoothness ν for the whole batch, got {nu.tolist()}.")
-        nu = float(nu.detach().reshape(-1)[0])
-    return kernel, float(nu)
+        raise ValueError(
+            f"{name}: ν sets the number of factorisations and has no derivative here; build the kernel "
+            "without trainable_nu."
+        )
+    return kernel, nu

@@ -75,7 +75,7 @@ class SPDECovariance(PowerCovariance):
         kappa: Tensor | None = None,
         variance: Tensor | None = None,
         root: str = "auto",
-        tolerance: float = 1e-10,
+        tolerance: float = 1e-8,
         normalize: str = "none",
     ) -> None:
         if not isinstance(domain, Mesh):

@@ -18,6 +18,8 @@ from spatialdiff.domains.base import Domain
 from spatialdiff.domains.grid import Grid
 from spatialdiff.domains.points import as_sites
 
+# elements flatter than this are taken off the hull of a Delaunay mesh, on which nearly aligned sites make them
+_SLIVER = 1e-2
 # an element whose volume is below this share of (longest edge)^m is flat: gradients on it are rounding errors
 _FLAT = 1e-10
 _KINDS = {2: "segments", 3: "triangles", 4: "tetrahedra"}
@@ -107,9 +109,7 @@ class Mesh(Domain):
                 f"Mesh.delaunay: the {n} sites lie on one {what}, or too close to one for a mesh in {d} "
                 f"dimensions; give coordinates along the {what} ({d - 1} per site) instead."
             ) from error
-        edges = _edges(sites, found)
-        # slivers along the hull have no volume and carry nothing
-        found = found[_volumes(edges) > _FLAT * _longest(edges) ** d]
+        found = _without_hull_slivers(sites, found)
         return cls(sites, found)
 
     @classmethod
@@ -215,6 +215,26 @@ def _volumes(edges: Tensor) -> Tensor:
     gram = edges @ edges.mT
     result: Tensor = torch.linalg.det(gram).clamp_min(0.0).sqrt() / math.factorial(edges.shape[1])
     return result
+
+
+def _without_hull_slivers(sites: Tensor, elements: Tensor) -> Tensor:
+    """Flat elements with a facet on the boundary removed, again and again, where every site stays in use."""
+    d = sites.shape[1]
+    while True:
+        edges = _edges(sites, elements)
+        quality = _volumes(edges) * math.factorial(d) / _longest(edges) ** d
+        facets = torch.stack([elements[:, [j for j in range(d + 1) if j != i]] for i in range(d + 1)], dim=1)
+        _, group, count = torch.unique(
+            facets.sort(-1).values.reshape(-1, d), dim=0, return_inverse=True, return_counts=True
+        )
+        outer = (count[group] == 1).reshape(-1, d + 1).any(-1)
+        drop = outer & (quality < _SLIVER)
+        used = torch.zeros(len(sites), dtype=torch.bool)
+        used[elements[~drop].reshape(-1)] = True
+        drop &= used[elements].all(-1)
+        if not bool(drop.any()):
+            return elements
+        elements = elements[~drop]
 
 
 def _name_bad(bad: Tensor, what: str, kind: Callable[[int], str] = lambda i: f"element {i}") -> None:
