@@ -1,9 +1,9 @@
 r"""Eigenvalues of a periodised kernel, each with full *relative* accuracy and at a cost free of the length
 scale.
 
-The families of `spatialdiff.kernels` are scale mixtures of Gaussians, ``ρ(h) = Σ_g w_g ∏_a exp(-h_a²/(2
-s_{ga}²))``. A Gaussian periodised on a grid separates, and its DFT is a theta function with two absolutely
-convergent forms,
+Matérn of every order, Gaussian, rational quadratic and Cauchy are scale mixtures of Gaussians, ``ρ(h) = Σ_g
+w_g ∏_a exp(-h_a²/(2 s_{ga}²))``. A Gaussian periodised on a grid separates, and its DFT is a theta function
+with two absolutely convergent forms,
 
 ``θ̂(k) = √(2π) s/h Σ_j exp(-½ s² ω_{k+jn}²) = Σ_m exp(-(m h)²/(2 s²)) cos(2π k m/n)``, ``ω_k = 2πk/(n h)``,
 
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from spatialdiff.domains import Grid
-from spatialdiff.kernels import Gaussian, Matern, Nugget
-from spatialdiff.kernels.algebra import mixture, terms
+from spatialdiff.kernels import Cauchy, Gaussian, Matern, Nugget, RationalQuadratic, terms
+from spatialdiff.kernels.mixtures import mixture
 
 _MOST_NODES = 4096
+# families that are mixtures here; `mixture` knows the first two
+_FAMILIES = (Matern, Gaussian, RationalQuadratic, Cauchy)
 
 
 def _theta(n: int, h: float, scale: Tensor, k: Tensor) -> Tensor:
@@ -60,7 +62,8 @@ def _nodes(
         w2 = sum((math.pi * s / h) ** 2 for s, h in zip(longest, grid.spacing, strict=True))
         # on a lattice a scale far below the spacing is white noise of full weight: no help from d/2 in the
         # left tail
-        found = mixture(factor, w2, 0)
+        heavy = isinstance(factor, RationalQuadratic | Cauchy)
+        found = _heavy_tailed(factor, w2, grid, alone=len(factors) == 1) if heavy else mixture(factor, w2, 0)
         if found is None:
             return None
         g, w = (v.to(precision) for v in found)
@@ -86,7 +89,7 @@ def torus_eigenvalues(
     factors: list[float] = []
     for term in terms(kernel):
         is_nugget = any(isinstance(f, Nugget) for f in term)
-        if not all(isinstance(f, Nugget) or _is_mixture(f) for f in term):
+        if not all(isinstance(f, (Nugget, *_FAMILIES)) for f in term):
             return None
         variance = torch.ones((), dtype=torch.float64, device=device)
         for f in term:
@@ -107,8 +110,40 @@ def torus_eigenvalues(
     return total, tuple(factors)
 
 
-def _is_mixture(factor: gpytorch.kernels.Kernel) -> bool:
-    return isinstance(factor, Matern | Gaussian)
+def _heavy_tailed(
+    factor: gpytorch.kernels.Kernel, largest_w2: float, grid: Grid, *, alone: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Nodes ``G = c/τ`` and weights of ``(1 + r²/(2c))^{-b} = E exp(-τ r²/(2c))``, ``τ ~ Gamma(b, 1)``: the
+    rational quadratic is ``b = c = α``, Cauchy's kernel ``b = β/2``, ``c = 1/2``.
+
+    Raises:
+        ValueError: ``b ≤ d/2``: the sum over images is infinite.
+    """
+    rational = isinstance(factor, RationalQuadratic)
+    b = factor.alpha if rational else factor.beta / 2
+    c = b if rational else torch.full_like(b, 0.5)
+    excess = float(b.detach().min()) - grid.ndim / 2
+    if excess <= 0:
+        if not alone:
+            return None
+        raise ValueError(
+            f"{factor!r} decays no faster than 1/distance^{grid.ndim} and cannot be periodised in "
+            f"{grid.ndim} dimension{'s' * (grid.ndim > 1)}: the sum over images is infinite. Use "
+            + ("alpha" if rational else "beta")
+            + f" above {grid.ndim / 2 if rational else grid.ndim:g}, or a grid that is not periodic."
+        )
+    # in x = log τ: the mass at frequency w sits at τ = w √(c/2), with a peak 1/√(2τ) wide
+    least, most = float(c.detach().min()), float(c.detach().max())
+    peak = math.sqrt(largest_w2 * most / 2)
+    low, high = -37.0 / excess, math.log(50.0 + 2 * float(b.detach().max()) + 4 * peak)
+    low += math.log(min(1.0, least))
+    step = min(0.25, 0.55 / math.sqrt(float(b.detach().max()) + 2 * peak + 2))
+    if high - low > step * _MOST_NODES:
+        return None
+    x = torch.arange(low, high, step, dtype=torch.float64, device=b.device)
+    b, c = b.unsqueeze(-1), c.unsqueeze(-1)
+    weights = step * torch.exp(b * x - x.exp() - torch.lgamma(b))
+    return c * torch.exp(-x), weights
 
 
 def _term(grid: Grid, scale: Tensor, weight: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
