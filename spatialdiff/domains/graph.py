@@ -76,7 +76,7 @@ class Graph(Domain):
             raise ValueError(
                 "Graph.from_edges: an edge joins a node to itself, which a Laplacian does not see."
             )
-        return cls(torch.sparse_coo_tensor(both, doubled, (n, n)))
+        return cls(torch.sparse_coo_tensor(both, doubled, (n, n), check_invariants=True))
 
     @classmethod
     def path(cls, n: int) -> Graph:
@@ -152,6 +152,7 @@ def _as_edges(weights: Any) -> tuple[int, Tensor, Tensor, Tensor]:
             torch.stack([torch.as_tensor(coo.row).long(), torch.as_tensor(coo.col).long()]),
             torch.as_tensor(coo.data).double(),
             coo.shape,
+            check_invariants=True,
         )
     else:
         given = torch.as_tensor(weights).detach().cpu()
