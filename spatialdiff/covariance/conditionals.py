@@ -88,9 +88,9 @@ def check_rows(rows: Tensor, begin: int, own: Tensor, sites: Tensor, pattern: Sp
     distance = float((site - sites[near]).norm()) if near >= 0 else math.nan
     raise ValueError(
         f"Γ is not positive definite: the covariance of {int(bad.sum())} of {bad.numel()} sites with their "
-        f"neighbours has no Cholesky factor; the first is at {[round(v, 6) for v in site.tolist()]}, "
-        f"its nearest neighbour {distance:.3g} away. Add a Nugget to the kernel, use a rougher or shorter one, or "
-        "fewer neighbours."
+        f"neighbours has no Cholesky factor; the first is at {[round(v, 6) for v in site.tolist()]}, its "
+        f"nearest neighbour {distance:.3g} away. Add a Nugget to the kernel, use a rougher or shorter one, "
+        "or fewer neighbours."
     )
 
 
@@ -271,7 +271,8 @@ def _collect(function: Callable[..., None], size: int, *arguments: Any) -> np.nd
 
     total = np.zeros((size, vecchia_compiled.LANES))
     function(*arguments, total)
-    return total.sum(-1)
+    result: np.ndarray[Any, Any] = total.sum(-1)
+    return result
 
 
 def _arguments(

@@ -98,6 +98,7 @@ class VecchiaCovariance(Covariance):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
         self._pattern: SparsePattern | None = None
+        self._held: Tensor | None = None
 
     @property
     def pattern(self) -> SparsePattern:
@@ -136,8 +137,11 @@ class VecchiaCovariance(Covariance):
             else rows.reshape(*self.batch_shape, *rows.shape[-2:])
         )
 
+    def _current_rows(self) -> Tensor:
+        return self._factor("rows") if self._held is None else self._held
+
     def _rows(self) -> Tensor:
-        rows = self._factor("rows")
+        rows = self._current_rows()
         return rows.reshape(-1, *rows.shape[-2:])
 
     # ---- operations
@@ -169,7 +173,18 @@ class VecchiaCovariance(Covariance):
         return self._apply_each(x, "product", "product_transposed")
 
     def _log_det(self) -> Tensor:
-        return -2 * self._factor("rows")[..., -1].log().sum(-1)
+        return -2 * self._current_rows()[..., -1].log().sum(-1)
+
+    def quad_form(self, x: Tensor) -> Tensor:
+        return self.whiten(x).square().sum(self._event_axes())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        # where a gradient is wanted, the determinant and the quadratic form would each make the rows
+        self._held = self._factor("rows")
+        try:
+            return super().log_prob(x)
+        finally:
+            self._held = None
 
     def _compute_variance(self) -> Tensor:
         if self._exact:
