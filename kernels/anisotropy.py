@@ -12,7 +12,6 @@ the one about the first applied first (yaw, pitch and roll): the first principal
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -204,8 +203,10 @@ class Anisotropic(LagKernel):
 
     def with_kernel(self, kernel: Kernel) -> Anisotropic:
         """The same transform, its parameters shared, of another kernel."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "kernel": kernel}
+        # not copy.copy: gpytorch's kernels would share their whole __dict__
+        other = Anisotropic.__new__(Anisotropic)
+        other.__dict__.update(self.__dict__)
+        other.__dict__["_modules"] = {**self._modules, "kernel": kernel}
         return other
 
     def terms(self) -> list[list[Kernel]]:
