@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+
 import gpytorch
 import torch
 from torch import Tensor

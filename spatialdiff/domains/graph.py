@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,8 @@ class Graph(Domain):
             ValueError: an index out of range, a node joined to itself, an edge given twice, a wrong number of
                 weights.
         """
+        from scipy.sparse import coo_array
+
         pairs = torch.as_tensor(edges)
         if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
             raise ValueError(
@@ -70,13 +73,14 @@ class Graph(Domain):
             )
         if len(torch.unique(pairs, dim=0)) < len(pairs):
             raise ValueError("Graph.from_edges: an edge is given more than once; add up the weights.")
-        both = torch.cat([pairs, pairs.flip(-1)]).T
-        doubled = torch.cat([values, values]).double()
         if bool((pairs[:, 0] == pairs[:, 1]).any()):
             raise ValueError(
                 "Graph.from_edges: an edge joins a node to itself, which a Laplacian does not see."
             )
-        return cls(torch.sparse_coo_tensor(both, doubled, (n, n), check_invariants=True))
+        i, j = pairs.T.numpy()
+        return cls(
+            coo_array((values.double().repeat(2).numpy(), (np.append(i, j), np.append(j, i))), shape=(n, n))
+        )
 
     @classmethod
     def path(cls, n: int) -> Graph:
@@ -144,33 +148,45 @@ class Graph(Domain):
         return f"Graph({self.shape[0]} nodes, {len(self._edges)} edges)"
 
 
-def _as_edges(weights: Any) -> tuple[int, Tensor, Tensor, Tensor]:
-    """``n`` and the edges ``i < j`` with their weights, each once."""
+def _as_triplets(weights: Any) -> tuple[torch.Size, Tensor, Tensor, Tensor]:
+    """Shape, rows, columns and values of the entries that are not 0, in row-major order, repeated ones
+    added.
+    """
+    from scipy.sparse import coo_array
+
     if hasattr(weights, "tocoo"):
-        coo = weights.tocoo()
-        sparse = torch.sparse_coo_tensor(
-            torch.stack([torch.as_tensor(coo.row).long(), torch.as_tensor(coo.col).long()]),
-            torch.as_tensor(coo.data).double(),
-            coo.shape,
-            check_invariants=True,
-        )
+        sparse = weights.tocsr().tocoo()
     else:
         given = torch.as_tensor(weights).detach().cpu()
-        if given.layout != torch.strided:
-            sparse = given.to_sparse_coo().double()
-        elif given.dim() == 2:
-            sparse = given.double().to_sparse_coo()
-        else:
+        if given.dim() != 2:
             raise ValueError(f"Graph: weights must be (n, n), got {tuple(given.shape)}.")
-    if sparse.dim() != 2 or sparse.shape[0] != sparse.shape[1] or sparse.shape[0] == 0:
-        raise ValueError(f"Graph: weights must be square with at least one node, got {tuple(sparse.shape)}.")
-    sparse = sparse.coalesce()
-    values = sparse.values()
+        if given.layout == torch.strided:
+            rows, columns = given.nonzero().unbind(-1)
+            sparse = coo_array(
+                (given[rows, columns].numpy(), (rows.numpy(), columns.numpy())), shape=given.shape
+            )
+        else:
+            given = given.to_sparse_coo().coalesce()
+            rows, columns = given.indices()
+            sparse = coo_array((given.values().numpy(), (rows.numpy(), columns.numpy())), shape=given.shape)
+        sparse = sparse.tocsr().tocoo()
+    values = torch.from_numpy(sparse.data.astype(float))
+    rows, columns = (torch.from_numpy(v.astype(int)) for v in (sparse.row, sparse.col))
+    order = torch.argsort(rows * sparse.shape[1] + columns)
+    return torch.Size(sparse.shape), rows[order], columns[order], values[order]
+
+
+def _as_edges(weights: Any) -> tuple[int, Tensor, Tensor, Tensor]:
+    """``n`` and the edges ``i < j`` with their weights, each once."""
+    shape, rows, columns, values = _as_triplets(weights)
+    if shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"Graph: weights must be square with at least one node, got {tuple(shape)}.")
+    n = shape[0]
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"Graph: {int((~torch.isfinite(values)).sum())} weights are NaN or infinite.")
     if bool((values < 0).any()):
         raise ValueError(f"Graph: weights must not be negative, the smallest is {float(values.min()):g}.")
-    (rows, columns), keep = sparse.indices(), values > 0
+    keep = values > 0
     rows, columns, values = rows[keep], columns[keep], values[keep]
     if bool((rows == columns).any()):
         raise ValueError(
@@ -178,7 +194,6 @@ def _as_edges(weights: Any) -> tuple[int, Tensor, Tensor, Tensor]:
             "Laplacian does not see it."
         )
     upper = rows < columns
-    n = sparse.shape[0]
     # sorted by (row, column) on one side and by (column, row) on the other, the two halves must agree
     order = torch.argsort(columns[~upper] * n + rows[~upper])
     same = int(upper.sum()) * 2 == len(rows) and all(

@@ -18,7 +18,7 @@ from spatialdiff.domains.base import Domain
 from spatialdiff.domains.grid import Grid
 from spatialdiff.domains.points import as_sites
 
-# elements flatter than this are taken off the hull of a Delaunay mesh, on which nearly aligned sites make them
+# elements flatter than this are taken off the hull of a Delaunay mesh, where nearly aligned sites make them
 _SLIVER = 1e-2
 # an element whose volume is below this share of (longest edge)^m is flat: gradients on it are rounding errors
 _FLAT = 1e-10
