@@ -28,7 +28,7 @@ from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid, MaskedGrid
 
 # masked cells that are kept, and the smallest eigenvalue of G relative to the largest
-MOST_CELLS, FLOOR = 2048, 1e-11
+MOST_CELLS, FLOOR = 4096, 1e-11
 
 
 def mixed_eigenvalues(
@@ -108,6 +108,19 @@ def inverse_entries(inverse: Tensor, grid: Grid, cells: Tensor) -> Tensor:
         lag = ((position[:, None] - image[None]) % sizes).to(table.device)
         total = total + table[lead + lag.unbind(-1)]
     return total
+
+
+def mixed_weights(grid: Grid, device: torch.device | None = None) -> Tensor:
+    """How many modes each of `mixed_eigenvalues` stands for, broadcastable to its modes; the sum is ``n``."""
+    periodic = _periodic_axes(grid)
+    if not periodic:
+        return torch.ones((1,) * grid.ndim, dtype=torch.float64, device=device)
+    n = grid.shape[periodic[-1]]
+    weights = torch.full((n // 2 + 1,), 2.0, dtype=torch.float64, device=device)
+    weights[0] = 1.0
+    if n % 2 == 0:
+        weights[-1] = 1.0
+    return weights.reshape(-1, *(1,) * (-periodic[-1] - 1))
 
 
 def _periodic_axes(grid: Grid) -> list[int]:

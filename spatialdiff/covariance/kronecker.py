@@ -17,6 +17,7 @@ from spatialdiff.covariance.basis import Basis
 from spatialdiff.covariance.checks import check_lengthscale
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.separation import Separation
+from spatialdiff.covariance.spectral import finite_or_raise
 from spatialdiff.covariance.tensor_product import Layout, Power, at, spectral_function
 from spatialdiff.domains import Domain, Grid, RectilinearGrid
 
@@ -200,9 +201,9 @@ class KroneckerCovariance(Covariance):
     def quad_form(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in self._tracked())):
             return super().quad_form(x)
-        x = self._prepare(x, self.event_shape, "quad_form", finite=True)
-        power = self._spatial(self._power, self._on_channels(x, "inverse_root"), self.domain.shape)
-        return power.sum(self._event_axes())
+        field = self._on_channels(self._prepare(x, self.event_shape, "quad_form"), "inverse_root")
+        power = self._spatial(self._power, field, self.domain.shape)
+        return finite_or_raise(power.sum(self._event_axes()), x)
 
     def _power(self, x: Tensor) -> Tensor:
         """``(Qᵀ x)²/d``, whose sum is ``xᵀ Γ_s⁻¹ x``: one way through the blocks."""

@@ -1,10 +1,10 @@
 r"""A stationary Γ on the valid cells of a grid: ``Γ_s = P Γ_g Pᵀ``, exactly.
 
 ``P`` keeps the valid cells and ``Γ_g = R_g R_gᵀ`` is the covariance of the whole grid, for which there are
-fast transforms: ``R = P R_g`` (a sample is a sample on the whole grid, cut), ``Γ x = P Γ_g Pᵀ x``. Inverses do
-not follow: ``Γ⁻¹ b`` is by conjugate gradients, preconditioned with the inverse of a nearby matrix that is cut
-in the same way, see `spatialdiff.covariance.cut_inverse`; ``log det Γ`` by Cholesky where cells are few, and by
-stochastic Lanczos quadrature beyond.
+fast transforms: ``R = P R_g`` (a sample is a sample on the whole grid, cut), ``Γ x = P Γ_g Pᵀ x``. Inverses
+do not follow: ``Γ⁻¹ b`` is by conjugate gradients, preconditioned with the inverse of a nearby matrix that is
+cut in the same way, see `spatialdiff.covariance.cut_inverse`; ``log det Γ`` by Cholesky where cells are few,
+and beyond by stochastic quadrature relative to that nearby matrix, `spatialdiff.covariance.near_log_det`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from spatialdiff.covariance.circulant import CirculantCovariance
 from spatialdiff.covariance.conjugate import attach_solve, conjugate_gradients
 from spatialdiff.covariance.cut_inverse import (
     FLOOR,
+    MOST_CELLS,
     inverse_entries,
     mixed_eigenvalues,
     mixed_multiply,
+    mixed_weights,
     nearest_masked,
 )
 from spatialdiff.covariance.dense import DenseCovariance, kernel_matrix
 from spatialdiff.covariance.lanczos import lanczos_log_det
+from spatialdiff.covariance.near_log_det import near_log_det
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.torus import TorusCovariance
 from spatialdiff.domains import Domain, MaskedGrid
@@ -124,17 +127,22 @@ class MaskedCovariance(Covariance):
         )
 
     # ---- an approximate inverse, see `spatialdiff.covariance.cut_inverse`
-    def _compute_inverse_modes(self) -> Tensor:
+    def _compute_near(self) -> Tensor:
+        """Eigenvalues of ``G``, kept from 0, which a covariance on the whole grid may come close to."""
         assert self.kernel is not None
         with torch.no_grad():
             values = mixed_eigenvalues(self.kernel, self.domain.grid, self.device)
-        largest = values.amax(tuple(range(-self.domain.ndim, 0)), keepdim=True)
-        return 1 / values.clamp_min(FLOOR * largest)
+        return values.clamp_min(FLOOR * values.amax(tuple(range(-self.domain.ndim, 0)), keepdim=True))
+
+    def _compute_inverse_modes(self) -> Tensor:
+        with torch.no_grad():
+            return 1 / self._factor("near")
 
     def _compute_boundary(self) -> Tensor:
         with torch.no_grad():
             modes = self._factor("inverse_modes")
-        return torch.linalg.cholesky(inverse_entries(modes, self.domain.grid, self._outside))
+        factor: Tensor = torch.linalg.cholesky(inverse_entries(modes, self.domain.grid, self._outside))
+        return factor
 
     def _precondition(self, r: Tensor) -> Tensor:
         grid = self.domain.grid
@@ -193,22 +201,42 @@ class MaskedCovariance(Covariance):
                 )
             exact: Tensor = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             return exact
-        return self._lanczos()[0]
+        return self._stochastic_log_det()[0]
 
-    def _lanczos(self) -> tuple[Tensor, Tensor]:
-        return lanczos_log_det(
+    def _stochastic_log_det(self) -> tuple[Tensor, Tensor]:
+        if self.domain.grid.size - self.domain.size > MOST_CELLS:
+            return lanczos_log_det(
+                self._matmul,
+                self.domain.shape,
+                batch=self.batch_shape,
+                tolerance=self.log_det_tolerance,
+                size=self.domain.size,
+                mask=self.domain.valid.to(self.device),
+                device=self.device,
+            )
+        grid = self.domain.grid
+        with torch.no_grad():
+            near = self._factor("near")
+            axes = tuple(range(-grid.ndim, 0))
+            weights = mixed_weights(grid, self.device)
+            known = (weights * near.log()).expand(*self.batch_shape, *near.shape[-grid.ndim :]).sum(axes)
+            known = known + 2 * self._factor("boundary").diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return near_log_det(
             self._matmul,
-            self.domain.shape,
+            self._precondition,
+            lambda z: self.domain.fill(mixed_multiply(z, grid, near.sqrt()), 0.0),
+            known,
+            grid.shape,
+            size=self.domain.size,
             batch=self.batch_shape,
             tolerance=self.log_det_tolerance,
-            size=self.domain.size,
-            mask=self.domain.valid.to(self.device),
+            max_iterations=self.max_iterations,
             device=self.device,
         )
 
     def _compute_log_det_error(self) -> Tensor:
         with torch.no_grad():
-            return self._lanczos()[1]
+            return self._stochastic_log_det()[1]
 
     def _log_det_standard_error(self) -> Tensor:
         if self._is_dense or self.domain.size <= LOG_DET_SITES:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.basis import Basis
+from spatialdiff.covariance.checks import check_finite
 from spatialdiff.domains import Domain, Grid
 
 # eigenvalues between -TOLERANCE and 0 times the largest are rounding; below, the input is not a covariance
@@ -26,6 +27,15 @@ def check_grid(domain: Domain, name: str) -> None:
             f'{name} needs a Grid, got {type(domain).__name__}; on a masked grid use method="masked", '
             'elsewhere method="dense" or "vecchia".'
         )
+
+
+def finite_or_raise(result: Tensor, x: Tensor) -> Tensor:
+    """``result``, a sum over each field of ``x``; where it is not finite the fields are looked at, which for
+    finite ones would cost as much as a transform.
+    """
+    if not bool(torch.isfinite(result.detach()).all()):
+        check_finite(x, "quad_form")
+    return result
 
 
 class SpectralCovariance(Covariance):
@@ -136,15 +146,25 @@ class SpectralCovariance(Covariance):
         return self.basis.multiply(x, self._factor("inverse", x.dtype))
 
     def quad_form(self, x: Tensor) -> Tensor:
-        x = self._prepare(x, self.event_shape, "quad_form", finite=True)
-        power = self._spatial(self._power, self._on_channels(x, "inverse_root"), self.domain.shape)
-        return power.sum(self._event_axes())
+        field = self._on_channels(self._prepare(x, self.event_shape, "quad_form"), "inverse_root")
+        weights = (self.weights_ * self._factor("inverse")).to(x.dtype)
+        if weights.dim() > self.domain.ndim:
+            # a batch of Γ, or channels with spectra of their own
+            power = self._spatial(lambda v: weights * self._square(v), field, self.domain.shape)
+            result = power.sum(self._event_axes())
+        else:
+            result = self._square(field).flatten(-self.domain.ndim) @ weights.flatten()
+            result = result if self.channels is None else result.sum(-1)
+        return finite_or_raise(result, x)
 
-    def _power(self, x: Tensor) -> Tensor:
-        """``w |c|²/γ`` per mode, whose sum is ``xᵀ Γ_s⁻¹ x`` (Parseval): one transform, no way back."""
+    def _square(self, x: Tensor) -> Tensor:
+        """``|c|²`` per mode, whose sum with weights ``w/γ`` is ``xᵀ Γ_s⁻¹ x`` (Parseval): one transform, no
+        way back.
+        """
         modes = self.basis.analyze(x)
-        square = torch.view_as_real(modes).square().sum(-1) if modes.is_complex() else modes.square()
-        return square * (self.weights_ * self._factor("inverse")).to(x.dtype)
+        if not modes.is_complex():
+            return modes.square()
+        return modes.real.square() + modes.imag.square()
 
     def _spatial_axes(self) -> tuple[int, ...]:
         return tuple(range(-len(self.basis.modes), 0))

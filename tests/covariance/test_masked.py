@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 
 import h5py
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialW
 
 HOLES = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 0, 0, 1], [1, 1, 1, 1, 0]]).bool()
 
+OCEAN_LOG_DET = -16787.201317073945
 B = [[1.0, 0.4], [0.4, 2.0]]
 
 
@@ -169,6 +171,47 @@ def test_ocean(ocean):
     torch.testing.assert_close(gamma.solve(b), x, rtol=0, atol=1e-6)
     with pytest.raises(RuntimeError, match="20 iterations"):
         MaskedCovariance(kernel, ocean, max_iterations=20).solve(b)
+
+
+# ---- determinants of many cells
+MASKED = importlib.import_module("spatialdiff.covariance.masked")
+
+
+@pytest.mark.parametrize("near", [True, False], ids=["near", "lanczos"])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_stochastic_log_det(ocean, near, batch, monkeypatch):
+    """Value and gradient within their standard errors of Cholesky's, on a piece of the coast."""
+    domain = sd.Grid((18, 60), spacing=(5 / 9, 5 / 6)).masked(ocean.valid[:, 240:300])
+    ell = torch.tensor([[3.0], [4.0]]) if batch else 3.0
+    kernel = Matern(1.5, ell, 2.0, batch_shape=batch) + Nugget(0.1, batch_shape=batch)
+    gamma = MaskedCovariance(kernel, domain, inner="circulant", log_det_tolerance=4e-3)
+    exact = gamma.log_det()
+    wanted = torch.autograd.grad(exact.sum(), list(kernel.parameters()))
+    assert torch.equal(gamma.log_det_standard_error(), torch.zeros(batch, dtype=torch.float64))
+    monkeypatch.setattr(MASKED, "LOG_DET_SITES", 0)
+    monkeypatch.setattr(MASKED, "MOST_CELLS", 4096 if near else 0)
+    value, error = gamma.log_det(), gamma.log_det_standard_error()
+    assert error.shape == batch
+    assert (error > 0).all()
+    assert (error <= 4e-3 * domain.size).all()
+    assert ((value - exact).abs() < 5 * error + 4e-4 * domain.size).all()
+    assert "Lanczos" in str(gamma.report)
+    found = torch.autograd.grad(value.sum(), list(kernel.parameters()))
+    for ours, dense in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=0.1, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(gamma.log_det(), value)
+    with pytest.raises(RuntimeError, match="asked for"):
+        MaskedCovariance(kernel, domain, inner="circulant", log_det_tolerance=1e-6).log_det()
+
+
+def test_ocean_log_det(ocean):
+    """Twice as precise as asked for at the first few draws, since the matrix nearby is near."""
+    kernel = (Matern(1.5, 5.0, 2.0) + Nugget(0.02)).requires_grad_(False)
+    gamma = MaskedCovariance(kernel, ocean)
+    assert gamma.log_det_standard_error() < 1e-3 * ocean.size
+    # from a dense Cholesky factor of the 5721 cells, computed once
+    assert abs(gamma.log_det().item() - OCEAN_LOG_DET) < 5 * gamma.log_det_standard_error().item()
 
 
 def test_choice():
