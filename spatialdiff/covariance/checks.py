@@ -105,6 +105,8 @@ def check_stationary(kernel: gpytorch.kernels.Kernel, grid: Grid, structure: str
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise where ``x`` has NaN or infinite entries."""
+    if bool(torch.isfinite(x.detach().sum())):
+        return  # a tenth of the cost of looking at every entry
     bad = int(x.numel() - torch.isfinite(x).sum())
     if bad:
         raise ValueError(
