@@ -144,17 +144,23 @@ class MaskedCovariance(Covariance):
         factor: Tensor = torch.linalg.cholesky(inverse_entries(modes, self.domain.grid, self._outside))
         return factor
 
+    def _compute_boundary_inverse(self) -> Tensor:
+        # a product with the inverse takes a tenth of the time of two triangular solves of few columns
+        with torch.no_grad():
+            inverse: Tensor = torch.cholesky_inverse(self._factor("boundary"))
+        return inverse
+
     def _precondition(self, r: Tensor) -> Tensor:
         grid = self.domain.grid
         with torch.no_grad():
-            modes, factor = self._factor("inverse_modes"), self._factor("boundary")
+            modes, outside = self._factor("inverse_modes"), self._factor("boundary_inverse")
         product = mixed_multiply(r, grid, modes)
         if len(self._outside):
             where = self._outside.to(r.device)
             columns = product.flatten(-grid.ndim).index_select(-1, where)
             lead, batch = columns.shape[:-1], self.batch_shape
             columns = columns.reshape(-1, *batch, len(where)).movedim(0, -1)
-            columns = torch.cholesky_solve(columns, factor).movedim(-1, 0).reshape(*lead, len(where))
+            columns = (outside @ columns).movedim(-1, 0).reshape(*lead, len(where))
             spread = torch.zeros_like(product.flatten(-grid.ndim)).index_copy(-1, where, columns)
             product = product - mixed_multiply(spread.reshape(product.shape), grid, modes)
         return self.domain.fill(product, 0.0)
@@ -248,8 +254,7 @@ class MaskedCovariance(Covariance):
         values = self.inner._variance()
         return values if self._is_dense else values * self.domain.valid.to(self.device)
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         inner = self.inner.report
         share = self.domain.size / self.domain.grid.size
         few = self._is_dense or self.domain.size <= LOG_DET_SITES

@@ -3,8 +3,8 @@ r"""``log det Γ`` through a matrix ``G`` nearby whose inverse, root and determi
 ``log det Γ = log det G + tr log A``, ``A = G^{-1/2} Γ G^{-1/2}``, and for draws ``v ~ N(0, G)``, that is
 white ``z = G^{-1/2} v``: ``tr log A = E[zᵀ log(A) z]``. Conjugate gradients for ``Γ y = v`` preconditioned
 with ``G⁻¹`` are Lanczos for ``A`` from ``z``: their coefficients make a tridiagonal ``T`` with ``zᵀ log(A) z
-≈ (vᵀG⁻¹v) e₁ᵀ log(T) e₁`` (Golub & Meurant 2010, section 6; Saad 2003, section 6.7.3). The variance is ``2 ‖log
-A‖_F²`` per draw, small where ``G`` is close to Γ.
+≈ (vᵀG⁻¹v) e₁ᵀ log(T) e₁`` (Golub & Meurant 2010, section 6; Saad 2003, section 6.7.3). The variance is
+``2 ‖log A‖_F²`` per draw, small where ``G`` is close to Γ.
 
 The derivative is ``tr(Γ⁻¹ dΓ) = E[yᵀ dΓ G⁻¹v]``, with the same draws.
 """
