@@ -9,6 +9,7 @@ det Γ + N log 2π)``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -53,6 +54,8 @@ class Covariance(nn.Module, ABC):
     method = ""
     basis: Basis | None = None
     is_white = False
+    # why method="auto" took this structure
+    choice = ""
     kernel: gpytorch.kernels.Kernel | None
     channel_matrix: Tensor | None
     _anchor: Tensor
@@ -132,7 +135,10 @@ class Covariance(nn.Module, ABC):
 
     @property
     def report(self) -> CovarianceReport:
-        """How Γ is represented and how exactly."""
+        """How Γ is represented, how exactly, and why so."""
+        return dataclasses.replace(self._report(), choice=self.choice)
+
+    def _report(self) -> CovarianceReport:
         return CovarianceReport(method=self.method, exact=True)
 
     # ---- the interface
@@ -249,7 +255,7 @@ class Covariance(nn.Module, ABC):
         eye = torch.eye(size, dtype=torch.float64, device=self.device)
         columns = self.matmul(eye.reshape(size, *(1,) * len(batch), *self.event_shape))
         dense = columns.flatten(-len(self.event_shape)).movedim(0, -2)
-        return (dense + dense.mT) / 2
+        return ((dense + dense.mT) / 2).contiguous()
 
     def to_linear_operator(self) -> LinearOperator:
         """Γ as a `linear_operator.LinearOperator` of shape ``(N, N)`` whose products go through `matmul`."""

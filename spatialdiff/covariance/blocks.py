@@ -106,8 +106,7 @@ class BlockCovariance(CompositeCovariance):
             ]
         )
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         parts = [part.report for part in self.parts]
         bounds = [p.error_bound for p in parts]
         notes = {p.log_det for p in parts if p.log_det}

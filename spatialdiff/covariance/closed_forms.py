@@ -1,7 +1,7 @@
 r"""Kernels that are sums of isotropic closed forms: ``k(h) = Σ_t v_t ρ_t(‖β_t h‖) + nugget 1{h=0}``.
 
-Profiles as functions of ``s = ‖β h‖``, with their slopes ``φ(s) = ρ'(s)/s``, from which the derivative in a scale
-follows, ``∂ρ/∂β_a = φ(s) (β_a h_a)²/β_a``:
+Profiles as functions of ``s = ‖β h‖``, with their slopes ``φ(s) = ρ'(s)/s``, from which the derivative in a
+scale follows, ``∂ρ/∂β_a = φ(s) (β_a h_a)²/β_a``:
 
 =============  ========================  =======================  ==================
 family         ``ρ(s)``                  ``φ(s)``                 ``β``

@@ -48,8 +48,8 @@ class CoregionalizedCovariance(CompositeCovariance):
     """``Γ = Σ_q B_q ⊗ Γ_q``.
 
     Args:
-        terms: pairs of ``B_q``, ``(C, C)`` positive semi-definite, or an `nn.Parameter` ``L_q`` ``(C, r)``
-            that is trained and means ``B_q = L_q L_qᵀ``; and ``Γ_q``, a covariance without channels.
+        terms: pairs of ``B_q``, ``(C, C)`` positive semi-definite, or an `nn.Parameter` ``L_q`` ``(*batch,
+            C, r)`` that is trained and means ``B_q = L_q L_qᵀ``; and ``Γ_q``, a covariance without channels.
         options: see `CompositeCovariance`.
 
     Raises:
@@ -72,7 +72,7 @@ class CoregionalizedCovariance(CompositeCovariance):
             b if isinstance(b, torch.nn.Parameter) else semidefinite_root(torch.as_tensor(b))
             for b, _ in terms
         ]
-        sizes = {root.shape[0] for root in roots}
+        sizes = {root.shape[-2] for root in roots}
         if len(sizes) > 1:
             raise ValueError(f"CoregionalizedCovariance: the B_q have different sizes, {sorted(sizes)}.")
         super().__init__(domain, sizes.pop(), **options)  # type: ignore[arg-type]
@@ -90,7 +90,8 @@ class CoregionalizedCovariance(CompositeCovariance):
 
     @property
     def batch_shape(self) -> torch.Size:
-        return torch.broadcast_shapes(*(part.batch_shape for part in self.parts))
+        shapes = [root.shape[:-2] for root in self._roots()]
+        return torch.broadcast_shapes(*shapes, *(part.batch_shape for part in self.parts))
 
     def _roots(self) -> list[Tensor]:
         return [getattr(self, f"root_{q}").double() for q in range(len(self.parts))]
@@ -107,7 +108,7 @@ class CoregionalizedCovariance(CompositeCovariance):
     def _sizes(self) -> list[tuple[int, ...]]:
         """Shape of the white noise of each term: the columns of ``L_q``, then that of ``Γ_q``."""
         return [
-            (root.shape[1], *part.factor_shape) for root, part in zip(self._roots(), self.parts, strict=True)
+            (root.shape[-1], *part.factor_shape) for root, part in zip(self._roots(), self.parts, strict=True)
         ]
 
     # ---- one basis for all terms: a (C, C) matrix per mode
@@ -119,7 +120,9 @@ class CoregionalizedCovariance(CompositeCovariance):
         for root, part in zip(self._roots(), self.parts, strict=True):
             values = part._variance() if part.is_white else part.spatial_eigenvalues()
             values = values.expand(*part.batch_shape, *modes)
-            total = total + values[..., None, None] * (root @ root.mT)
+            b = root @ root.mT
+            b = b.reshape(*b.shape[:-2], *(1,) * len(modes), *b.shape[-2:])
+            total = total + values[..., None, None] * b
         return total
 
     def _compute_modal_root(self) -> Tensor:
@@ -163,7 +166,7 @@ class CoregionalizedCovariance(CompositeCovariance):
     def _on_columns(self, matrix: Tensor, x: Tensor) -> Tensor:
         """``matrix`` on the axis before those of the domain."""
         flat = x.flatten(-self.domain.ndim)
-        return (matrix.to(x.dtype) @ flat).reshape(*flat.shape[:-2], matrix.shape[0], *self.domain.shape)
+        return (matrix.to(x.dtype) @ flat).reshape(*flat.shape[:-2], matrix.shape[-2], *self.domain.shape)
 
     def _whiten(self, x: Tensor) -> Tensor:
         if self._modal is None:
@@ -199,12 +202,12 @@ class CoregionalizedCovariance(CompositeCovariance):
     def _variance(self) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for root, part in zip(self._roots(), self.parts, strict=True):
-            scale = root.square().sum(-1).reshape(-1, *(1,) * self.domain.ndim)
+            scale = root.square().sum(-1)
+            scale = scale.reshape(*scale.shape, *(1,) * self.domain.ndim)
             total = total + scale * part.variance().unsqueeze(-self.domain.ndim - 1)
         return total
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         parts = [part.report for part in self.parts]
         how = "a matrix per mode of the shared basis" if self._modal is not None else "factors side by side"
         return CovarianceReport(

@@ -106,8 +106,7 @@ class CosineCovariance(SpectralCovariance):
             values = (values.movedim(axis, -1) @ squares).movedim(-1, axis)
         return values
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         condition = self._condition_number()
         if self.kernel is None:
             return CovarianceReport(

@@ -109,8 +109,7 @@ class DenseCovariance(Covariance):
     def _variance(self) -> Tensor:
         return self.domain.unflatten(self._factor("matrix").diagonal(dim1=-2, dim2=-1))
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         values = torch.linalg.eigvalsh(self._factor("matrix").detach())
         ratio = values[..., -1] / values[..., 0]
         condition = float(ratio.max()) if bool((values[..., 0] > 0).all()) else float("inf")

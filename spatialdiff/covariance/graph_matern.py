@@ -86,8 +86,7 @@ class GraphMaternCovariance(PowerCovariance):
     def _plain_scale(self) -> Tensor:
         return self._site_variance().sqrt().expand(*self.batch_shape, self.domain.size)
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         exact, text = self._describe()
         reason = f"(2ν/ℓ² + L)^-ν, ν = {self.nu:g}, {self.laplacian} Laplacian; normalised: {self.normalize}"
         error = None

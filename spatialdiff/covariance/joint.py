@@ -19,7 +19,7 @@ from spatialdiff.covariance.basis import (
     FourierBasis,
     SiteBasis,
 )
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Grid, MaskedGrid
 
 DENSE_LIMIT = 4096
 
@@ -107,6 +107,10 @@ def joint_spectrum(gamma: Covariance, data: Covariance) -> tuple[Basis, Tensor, 
             '"torus" on a periodic grid, "cosine" on any other.'
         )
     dense = [_dense(c, channels) for c in (gamma, data)]
+    if isinstance(gamma.domain, MaskedGrid):
+        # masked cells become modes of their own, in which the data have no variance
+        hidden = ~gamma.domain.valid.expand(channels or 1, *gamma.domain.shape).reshape(-1)
+        dense[0] = dense[0] + torch.diag(hidden.to(dense[0]))
     factor, inverse, values = pencil(*dense)
     shape = gamma.domain.shape if channels is None else (channels, *gamma.domain.shape)
     values = values.reshape(shape)

@@ -217,8 +217,7 @@ class KroneckerCovariance(Covariance):
     def spatial_eigenvalues(self) -> Tensor:
         return self._layout.unfold(self._eigenvalues())
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         with torch.no_grad():
             total = self._factor("total").flatten(-len(self._layout.sizes))
             ratio = float((total.amin(-1) / total.amax(-1)).min())

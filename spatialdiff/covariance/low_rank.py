@@ -171,8 +171,7 @@ class LowRankCovariance(CompositeCovariance):
         variance = self.factors.square().sum(0) + self.diagonal
         return self.domain.fill(variance, 0.0) if isinstance(self.domain, MaskedGrid) else variance
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         share = float(self.factors.square().sum() / (self.factors.square().sum() + self.diagonal.sum()))
         largest = float(1 + self._factor("strengths").max()) * float(self.diagonal.max())
         return CovarianceReport(

@@ -19,6 +19,7 @@ class CovarianceReport:
         padding: shape of the circulant embedding.
         clipped_mass: share of the embedding's variance that was in negative eigenvalues, set to 0 on request.
         condition_number: largest over smallest eigenvalue, where cheap.
+        choice: why ``method="auto"`` took it.
         log_det: how the determinant is computed, where not exactly.
         variance_factor: factor that brought the periodised covariance of each additive term back to the
             variance asked for.
@@ -32,6 +33,7 @@ class CovarianceReport:
     padding: tuple[int, ...] | None = None
     clipped_mass: float = 0.0
     condition_number: float | None = None
+    choice: str = ""
     log_det: str = ""
     variance_factor: tuple[float, ...] | None = None
 
@@ -39,6 +41,8 @@ class CovarianceReport:
         lines = [f"method            {self.method} ({'exact' if self.exact else 'approximate'})"]
         if self.reason:
             lines.append(f"reason            {self.reason}")
+        if self.choice:
+            lines.append(f"chosen            {self.choice}")
         if self.error_bound is not None:
             lines.append(f"covariance error  {self.error_bound:.3g} at most, in any entry")
         if self.relative_error is not None:

@@ -92,8 +92,7 @@ class ScaledCovariance(CompositeCovariance):
     def _variance(self) -> Tensor:
         return self._scale(self._scale(self.gamma.variance(), 1), 1)
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         inner = self.gamma.report
         largest = float(self.std.detach().max()) ** 2
         return CovarianceReport(

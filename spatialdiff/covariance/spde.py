@@ -175,8 +175,7 @@ class SPDECovariance(PowerCovariance):
                 "boundary dominates the field. Use a shorter one or a larger mesh."
             )
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         exact, text = self._describe()
         with torch.no_grad():
             shortest = float((math.sqrt(2 * self.nu) / self._kappa()).min())

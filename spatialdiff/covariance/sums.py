@@ -131,8 +131,7 @@ class SumCovariance(CompositeCovariance):
             values = values.unsqueeze(-self.domain.ndim - 1)
         return values.expand(*self.batch_shape, *self.event_shape)
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         parts = [part.report for part in self.parts]
         bounds = [p.error_bound for p in parts]
         known = all(b is not None for b in bounds)

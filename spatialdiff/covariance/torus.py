@@ -91,8 +91,7 @@ class TorusCovariance(SpectralCovariance):
         mean = (self.weights_ * self._factor("eigenvalues")).sum(axes) / self.domain.size
         return mean.reshape(*mean.shape, *(1,) * self.domain.ndim)
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         condition = self._condition_number()
         if self.kernel is None:
             reason = "given eigenvalues in the Fourier basis"

@@ -76,8 +76,7 @@ class WhiteCovariance(Covariance):
             return self._per_site() * self.domain.valid.to(self.device)
         return self._per_site()
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         return CovarianceReport(
             self.method, exact=True, error_bound=0.0, condition_number=1.0, reason="independent sites"
         )
