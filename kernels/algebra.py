@@ -93,8 +93,8 @@ def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
         variance = variance * factor.variance.to(omega)
         if weight.shape[-1] > 1_000_000:
             raise ValueError(
-                f"spectral_density of a product of {len(factors)} Matérn factors needs {weight.shape[-1]:.1e} "
-                "nodes per frequency; "
+                f"spectral_density of a product of {len(factors)} Matérn factors needs "
+                f"{weight.shape[-1]:.1e} nodes per frequency; "
                 "use at most two non-Gaussian factors."
             )
     coefficient = variance.unsqueeze(-1) * gaussian_constant(d) * weight / precisions.prod(-1).sqrt()

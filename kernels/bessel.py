@@ -107,7 +107,7 @@ class _Moment(torch.autograd.Function):
         return _moment(nu, q, m)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         nu, q = ctx.saved_tensors
         in_nu = gradient * _Moment.apply(nu, q, ctx.m + 1) if ctx.needs_input_grad[0] else None
         in_q = -gradient * _Moment.apply(nu - 1, q, ctx.m) if ctx.needs_input_grad[1] else None
@@ -124,7 +124,7 @@ class _DeficitMoment(torch.autograd.Function):
         return _deficit_moment(nu, q, m)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         nu, q = ctx.saved_tensors
         in_nu = gradient * _DeficitMoment.apply(nu, q, ctx.m + 1) if ctx.needs_input_grad[0] else None
         in_q = gradient * _Moment.apply(nu - 1, q, ctx.m) if ctx.needs_input_grad[1] else None
@@ -138,7 +138,8 @@ def _deficit(nu: Tensor, q: Tensor) -> Tensor:
     for j in range(lifts):
         total = total + q * _Moment.apply(nu + (j - 1), q, 0) * torch.exp(-torch.lgamma(nu + (j + 1)))
     raised = nu + lifts
-    return total + _DeficitMoment.apply(raised, q, 0) * torch.exp(-torch.lgamma(raised))
+    last: Tensor = _DeficitMoment.apply(raised, q, 0)
+    return total + last * torch.exp(-torch.lgamma(raised))
 
 
 def bessel_l(nu: Tensor, q: Tensor) -> Tensor:

@@ -106,7 +106,8 @@ class DampedCosine(StationaryKernel):
         rate = torch.complex(damping, torch.full_like(damping, -1.0))
         constant = 2**d * math.pi ** ((d - 1) / 2) * math.gamma((d + 1) / 2)
         # at the least damping the density is 0 at w = 0, and rounding is on both sides of it
-        return constant * (rate * (rate.square() + w2).pow(-(d + 1) / 2)).real.clamp(min=0.0)
+        density: Tensor = (rate * (rate.square() + w2).pow(-(d + 1) / 2)).real
+        return constant * density.clamp(min=0.0)
 
     def _extra(self) -> str:
         return f"damping={numbers(self.damping)}, "

@@ -15,7 +15,7 @@ from spatialdiff.kernels.base import SpatialKernel, batched, positive
 _ENTRIES = 4_000_000
 
 
-class UpTo(Interval):  # type: ignore[misc]
+class UpTo(Interval):
     """``(0, upper]`` as ``upper / (1 + exp(-raw))``; raw numbers from 37 on are ``upper`` exactly."""
 
     def __init__(self, upper: float) -> None:
@@ -59,4 +59,4 @@ def in_parts(function: Callable[..., Tensor], nodes: int, *arguments: Tensor) ->
 
 def surface(d: int) -> float:
     """``2π^{d/2}/Γ(d/2)``, the area of the unit sphere in ``d`` dimensions."""
-    return 2 * math.pi ** (d / 2) / math.gamma(d / 2)
+    return float(2 * math.pi ** (d / 2) / math.gamma(d / 2))
