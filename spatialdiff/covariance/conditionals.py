@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from spatialdiff.covariance.closed_forms import FAMILIES, family_of
 from spatialdiff.covariance.triangular import SparsePattern, shared
-from spatialdiff.kernels import Gaussian, Matern, Nugget
-from spatialdiff.kernels.algebra import terms
+from spatialdiff.kernels import Nugget, terms
+from spatialdiff.kernels.anisotropy import Anisotropic
 from spatialdiff.kernels.base import safe_sqrt
 
 # of coordinates (..., d), (..., d), and whether they belong to different sites, (...) → (*batch, ...)
@@ -156,7 +157,8 @@ def _last_column(packed: Tensor) -> tuple[Tensor, Tensor]:
 # ---- isotropic kernels in closed form
 class Isotropic:
     """``σ² ρ(‖T h‖)``, and ``σ₀²`` more for a site with itself: ``variance`` ``(H,)``, ``nugget`` ``(H,)``,
-    ``transform`` ``(H, d, d)``, and ``family`` 0, 1, 2 (Matérn 1/2, 3/2, 5/2) or 3 (Gaussian).
+    ``transform`` ``(H, d, d)``, and ``family`` a place in `FAMILIES`: 0, 1, 2 (Matérn 1/2, 3/2, 5/2) or 3
+    (Gaussian).
     """
 
     def __init__(self, family: int, variance: Tensor, nugget: Tensor, transform: Tensor) -> None:
@@ -176,32 +178,34 @@ class Isotropic:
 
 
 def as_isotropic(kernel: gpytorch.kernels.Kernel, d: int) -> Isotropic | None:
-    """``kernel`` in that form, one continuous term and any number of nuggets; None where it has another."""
+    """``kernel`` in that form, one continuous term, rotated or not, and any number of nuggets; None where
+    it has another form.
+    """
     parts = terms(kernel)
-    if any(len(term) > 1 or term[0].active_dims is not None for term in parts):
+    smooth = [term for term in parts if type(term[0]) is not Nugget]
+    if len(smooth) != 1 or any(len(term) > 1 for term in parts):
         return None
-    smooth = [term[0] for term in parts if not isinstance(term[0], Nugget)]
-    if len(smooth) != 1:
-        return None
-    (part,) = smooth
-    family = _family(part)
-    if family is None:
+    outer = smooth[0][0]
+    part = outer.kernel if type(outer) is Anisotropic else outer
+    name = family_of(part)
+    if name is None or part.lengthscale.shape[-1] not in (1, d):
         return None
     batch = kernel.batch_shape
-    zero = torch.zeros(batch, dtype=torch.float64, device=part.lengthscale.device)
-    nugget = sum((t[0].variance.expand(batch) for t in parts if isinstance(t[0], Nugget)), zero)
-    inverse = (1 / part.lengthscale).expand(*batch, 1, d).reshape(-1, d)
+    transform = torch.diag_embed((1 / part.lengthscale.squeeze(-2)).expand(*part.batch_shape, d))
+    if outer is not part:
+        turned = (outer.axes / outer.scales.unsqueeze(-2)).mT
+        lead = outer.batch_shape
+        transform = transform.expand(*lead, d, d) @ turned.expand(*lead, d, d)
+    nugget = torch.zeros(batch, dtype=torch.float64, device=transform.device)
+    for term in parts:
+        if type(term[0]) is Nugget:
+            nugget = nugget + term[0].variance
     return Isotropic(
-        family, part.variance.expand(batch).reshape(-1), nugget.reshape(-1), torch.diag_embed(inverse)
+        FAMILIES.index(name),
+        part.variance.expand(batch).reshape(-1),
+        nugget.reshape(-1),
+        transform.expand(*batch, d, d).reshape(-1, d, d),
     )
-
-
-def _family(kernel: gpytorch.kernels.Kernel) -> int | None:
-    if isinstance(kernel, Gaussian):
-        return 3
-    if isinstance(kernel, Matern) and isinstance(kernel.nu, float):
-        return {0.5: 0, 1.5: 1, 2.5: 2}.get(kernel.nu)
-    return None
 
 
 def isotropic_rows(kernel: Isotropic, sites: Tensor, pattern: SparsePattern) -> Tensor:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.conditionals import as_isotropic, conditional_rows, isotropic_rows
+from spatialdiff.covariance.metric import neighbour_metric
 from spatialdiff.covariance.neighbours import previous_neighbours
 from spatialdiff.covariance.ordering import order_sites
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.triangular import SparsePattern, choose_engine
 from spatialdiff.covariance.vecchia_error import kl_divergence, kl_gains, largest_error
 from spatialdiff.domains import Domain
-from spatialdiff.kernels import StationaryKernel, at_pairs
+from spatialdiff.kernels import at_pairs
 from spatialdiff.kernels.base import align
 
 # sites up to which the covariance itself is factorised, and up to which a report does so
@@ -34,8 +35,9 @@ _COLUMNS = 16
 class VecchiaCovariance(Covariance):
     """Γ_s with ``Γ_s⁻¹ = Wᵀ W``, for any kernel on any domain with coordinates.
 
-    Order and neighbours are fixed when Γ is made, by distances in which each axis is divided by the length
-    scale that the kernel then has along it, where it has one per axis.
+    Order and neighbours are fixed when Γ is made, by distances in which the kernel then falls off alike in
+    all directions (`spatialdiff.covariance.metric`): after a fit that changed anisotropy a new Γ has better
+    neighbours.
 
     The approximation is good where neighbours screen off the rest of the field: for smooth kernels with a
     large nugget, and where the length scale is many times the distance that ``m`` neighbours reach, take
@@ -60,7 +62,7 @@ class VecchiaCovariance(Covariance):
     """
 
     method = "vecchia"
-    scales: Tensor
+    metric: Tensor
     sites: Tensor
     order: Tensor
     neighbours: Tensor
@@ -86,14 +88,16 @@ class VecchiaCovariance(Covariance):
             raise ValueError(
                 'VecchiaCovariance: distances do not wrap around; use method="torus" on a periodic grid.'
             )
-        _check_dimension(kernel, domain.dimension)
         self.neighbors, self.engine = neighbors, choose_engine(engine)
         self.ordering = ordering if isinstance(ordering, str) else "given"
-        sites, scales = domain.sites(), axis_scales(kernel, domain.dimension)
-        order = order_sites(ordering, sites / scales, self.engine)
-        neighbours = previous_neighbours((sites / scales)[order], neighbors)
+        sites = domain.sites()
+        with torch.no_grad():
+            at_pairs(kernel, sites[:1], sites[:1])  # refuses a dimension in which the kernel is not valid
+        metric = neighbour_metric(kernel, sites)
+        order = order_sites(ordering, sites @ metric, self.engine)
+        neighbours = previous_neighbours((sites @ metric)[order], neighbors)
         self._repeated = _check_distinct(sites[order], neighbours, order, kernel)
-        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("metric", metric, persistent=False)
         self.register_buffer("sites", sites[order], persistent=False)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
@@ -227,7 +231,7 @@ class VecchiaCovariance(Covariance):
             gains = kl_gains(
                 self.covariance,
                 self.sites,
-                self.sites / self.scales,
+                self.sites @ self.metric,
                 self._factor("rows"),
                 chosen,
                 8 * self.neighbors,
@@ -248,8 +252,7 @@ class VecchiaCovariance(Covariance):
         )
         return torch.stack([worst, relative, divergence.max() / n, error.max() / n])
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         """Up to 2000 sites the errors are computed, beyond they are estimated and said to be so."""
         n = len(self.sites)
         how = f"{self.ordering} order, {'compiled' if self.pattern.compiled else 'plain'} loops"
@@ -268,26 +271,6 @@ class VecchiaCovariance(Covariance):
             f"{relative:.3g}), KL divergence at least {divergence:.3g} ± {error:.1g} nats per site"
         )
         return CovarianceReport(self.method, exact=False, reason=reason)
-
-
-def axis_scales(kernel: gpytorch.kernels.Kernel, d: int) -> Tensor:
-    """What each axis is divided by for distances between sites: the geometric mean over the batch of the
-    first length scales that are given per axis, else 1; ``(d,)``.
-    """
-    for part in kernel.modules():
-        if isinstance(part, StationaryKernel) and part.has_lengthscale:
-            ell = part.lengthscale.detach().cpu().double()
-            if ell.shape[-1] == d:
-                return ell.reshape(-1, d).log().mean(0).exp()
-    return torch.ones(d, dtype=torch.float64)
-
-
-def _check_dimension(kernel: gpytorch.kernels.Kernel, d: int) -> None:
-    if isinstance(kernel, gpytorch.kernels.AdditiveKernel | gpytorch.kernels.ProductKernel):
-        for part in kernel.kernels:
-            _check_dimension(part, d)
-    elif hasattr(kernel, "check_dimension"):
-        kernel.check_dimension(d)
 
 
 def _nugget(kernel: gpytorch.kernels.Kernel) -> Tensor:
