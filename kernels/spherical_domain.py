@@ -43,7 +43,7 @@ def great_circle_angle(x1: Tensor, x2: Tensor) -> Tensor:
         )
     norms = [x.norm(dim=-1, keepdim=True) for x in (x1, x2)]
     sizes = torch.cat([n.detach().reshape(-1) for n in norms])
-    if sizes.numel() and not float(sizes.max() - sizes.min()) <= 1e-4 * float(sizes.min()):
+    if sizes.numel() and not float(sizes.max() - sizes.min()) < 1e-4 * float(sizes.min()):
         raise ValueError(
             "A kernel on the sphere needs sites on one sphere about the origin; their distances to it are "
             f"between {float(sizes.min()):g} and {float(sizes.max()):g}."
