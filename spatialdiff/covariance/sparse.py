@@ -33,12 +33,19 @@ class ShiftedOperator:
     """
 
     def __init__(self, root: Any) -> None:
+        from scipy.sparse import identity
+
         self.root = root.tocsr()
         symmetric = (self.root.T @ self.root).tocsc()
         symmetric.eliminate_zeros()
         self.matrix = symmetric
         self.rows, self.size = self.root.shape
         self.norm = float(np.abs(symmetric).sum(axis=1).max()) if symmetric.nnz else 0.0
+        # minimum degree is found once: shifts do not change the pattern
+        self.order = np.argsort(
+            symmetric_factor((symmetric + (1 + self.norm) * identity(self.size)).tocsc()).perm_c
+        )
+        self._ordered, self._places = _with_diagonal(symmetric[self.order][:, self.order])
         self._factors: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
         self._held = 0
 
@@ -59,7 +66,9 @@ class ShiftedOperator:
         return (self.matrix + diags(w)).tocsc()
 
     def factor(self, w: Any) -> Any:
-        """SuperLU factor of ``A(w)`` for one ``w`` as an array ``(n,)``, cached."""
+        """SuperLU factor of ``A(w)`` with its rows and columns in the order `order`, for one ``w`` as an
+        array ``(n,)``, cached.
+        """
         key = hash(w.tobytes())
         held = self._factors.get(key)
         if held is not None and np.array_equal(held[0], w):
@@ -67,13 +76,21 @@ class ShiftedOperator:
             return held[1]
         if w.min() <= self.size * np.finfo(np.float64).eps * self.norm:
             raise RuntimeError(_singular(self.size, f"eigenvalues from {w.min():.3g} to {self.norm:.3g}"))
-        lu = symmetric_factor(self.assembled(w))
+        shifted = self._ordered.copy()
+        shifted.data[self._places] += w[self.order]
+        lu = symmetric_factor(shifted, "NATURAL")
         self._factors[key] = (w.copy(), lu)
         self._held += _bytes(lu)
         while self._held > _CACHE_BYTES and len(self._factors) > 1:
             _, (_, old) = self._factors.popitem(last=False)
             self._held -= _bytes(old)
         return lu
+
+    def solve_rows(self, w: Any, rows: Any) -> Any:
+        """``A(w)⁻¹`` of every row of ``(m, n)``, arrays, for one ``w``."""
+        solution = np.empty(rows.shape)
+        solution[:, self.order] = self.factor(w).solve(np.asfortranarray(rows[:, self.order].T)).T
+        return solution
 
     # ---- differentiable operations
     def apply(self, w: Tensor, x: Tensor) -> Tensor:
@@ -114,18 +131,31 @@ def multiply(x: Tensor, matrix: Any) -> Tensor:
     return _multiply(x, matrix)
 
 
-def symmetric_factor(matrix: Any) -> Any:
-    """SuperLU factor ``P A Pᵀ = L U``, ``U = D Lᵀ``, of a symmetric positive definite CSC matrix.
+def symmetric_factor(matrix: Any, ordering: str = "MMD_AT_PLUS_A") -> Any:
+    """SuperLU factor ``P A Pᵀ = L U``, ``U = D Lᵀ``, of a symmetric positive definite CSC matrix, by default
+    in minimum-degree order.
 
     Raises:
         RuntimeError: the matrix is singular to working precision.
     """
     from scipy.sparse.linalg import splu
 
-    lu = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    lu = splu(matrix, permc_spec=ordering, diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     if not np.array_equal(lu.perm_r, lu.perm_c):
         raise RuntimeError(_singular(matrix.shape[0], "a pivot is 0"))
     return lu
+
+
+def _with_diagonal(matrix: Any) -> tuple[Any, Any]:
+    """``matrix`` as CSC with every diagonal entry stored, and where those are in its data."""
+    from scipy.sparse import coo_array
+
+    coo, n = matrix.tocoo(), matrix.shape[0]
+    rows, columns = np.append(coo.row, np.arange(n)), np.append(coo.col, np.arange(n))
+    stored = coo_array((np.append(coo.data, np.zeros(n)), (rows, columns)), shape=(n, n)).tocsc()
+    stored.sort_indices()
+    places = np.flatnonzero(stored.indices == np.repeat(np.arange(n), np.diff(stored.indptr)))
+    return stored, places
 
 
 def _pivots(lu: Any) -> Any:
@@ -179,7 +209,7 @@ class _Solve(torch.autograd.Function):
         rows = b.detach().cpu().reshape(-1, sets, n).numpy()
         solution = np.empty(rows.shape)
         for s in range(sets):
-            solution[:, s] = operator.factor(shifts[s]).solve(np.asfortranarray(rows[:, s].T)).T
+            solution[:, s] = operator.solve_rows(shifts[s], rows[:, s])
         result = torch.from_numpy(solution).reshape(b.shape).to(b.device)
         ctx.operator = operator
         ctx.save_for_backward(w, result)
@@ -216,14 +246,16 @@ class _LargeDiagonal(torch.autograd.Function):
         shifts = w.detach().cpu().reshape(-1, operator.size).numpy()
         rows = []
         for row in shifts:
-            lu = operator.factor(row)
-            if power > 1:
+            if power == 1:
+                found = np.empty(operator.size)
+                found[operator.order] = _inverse_diagonal(operator.factor(row))
+            else:
                 base = operator.assembled(row)
                 matrix = base
                 for _ in range(power - 1):
                     matrix = (matrix @ base).tocsc()
-                lu = symmetric_factor(matrix)
-            rows.append(_inverse_diagonal(lu))
+                found = _inverse_diagonal(symmetric_factor(matrix))
+            rows.append(found)
         return torch.from_numpy(np.stack(rows)).reshape(w.shape).to(w.device)
 
     @staticmethod

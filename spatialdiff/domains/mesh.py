@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,9 +94,10 @@ class Mesh(Domain):
                 "Mesh.delaunay: needs at least d + 1 sites in d = 1, 2 or 3 dimensions, got "
                 f"{n} sites in {d}."
             )
-        if len(torch.unique(sites, dim=0)) < n:
+        distinct = len(_equal_rows(sites)[1])
+        if distinct < n:
             raise ValueError(
-                f"Mesh.delaunay: {n - len(torch.unique(sites, dim=0))} of {n} sites are duplicates; remove "
+                f"Mesh.delaunay: {n - distinct} of {n} sites are duplicates; remove "
                 "them (Points(...).duplicates() lists them)."
             )
         if d == 1:
@@ -137,7 +139,10 @@ class Mesh(Domain):
         elements = torch.tensor(faces)
         for _ in range(refinements):
             pairs = torch.stack([elements[:, [0, 1]], elements[:, [1, 2]], elements[:, [2, 0]]], dim=1)
-            edges, inverse = torch.unique(pairs.sort(-1).values.reshape(-1, 2), dim=0, return_inverse=True)
+            pairs = pairs.sort(-1).values.reshape(-1, 2)
+            inverse, count = _equal_rows(pairs)
+            edges = torch.empty(len(count), 2, dtype=torch.int64)
+            edges[inverse] = pairs
             middle = len(vertices) + inverse.reshape(-1, 3)
             vertices = torch.cat([vertices, vertices[edges].mean(1)])
             vertices = vertices / vertices.norm(dim=-1, keepdim=True)
@@ -217,6 +222,17 @@ def _volumes(edges: Tensor) -> Tensor:
     return result
 
 
+def _equal_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of the group of equal rows that a row is in, ``(m,)``, and the size of each group."""
+    # many times faster than torch.unique along an axis
+    order = torch.from_numpy(np.lexsort(rows.T.numpy()))
+    ordered = rows[order]
+    new = torch.cat([torch.zeros(1, dtype=torch.bool), (ordered[1:] != ordered[:-1]).any(-1)])
+    group = torch.empty(len(rows), dtype=torch.int64)
+    group[order] = new.cumsum(0)
+    return group, torch.bincount(group)
+
+
 def _without_hull_slivers(sites: Tensor, elements: Tensor) -> Tensor:
     """Flat elements with a facet on the boundary removed, again and again, where every site stays in use."""
     d = sites.shape[1]
@@ -224,9 +240,7 @@ def _without_hull_slivers(sites: Tensor, elements: Tensor) -> Tensor:
         edges = _edges(sites, elements)
         quality = _volumes(edges) * math.factorial(d) / _longest(edges) ** d
         facets = torch.stack([elements[:, [j for j in range(d + 1) if j != i]] for i in range(d + 1)], dim=1)
-        _, group, count = torch.unique(
-            facets.sort(-1).values.reshape(-1, d), dim=0, return_inverse=True, return_counts=True
-        )
+        group, count = _equal_rows(facets.sort(-1).values.reshape(-1, d))
         outer = (count[group] == 1).reshape(-1, d + 1).any(-1)
         drop = outer & (quality < _SLIVER)
         used = torch.zeros(len(sites), dtype=torch.bool)
@@ -266,7 +280,7 @@ def _as_elements(elements: Tensor, n: int, d: int) -> Tensor:
         )
     ordered = found.sort(-1).values
     _name_bad((ordered[:, 1:] == ordered[:, :-1]).any(-1), "elements name a vertex twice")
-    _, group, count = torch.unique(ordered, dim=0, return_inverse=True, return_counts=True)
+    group, count = _equal_rows(ordered)
     _name_bad(count[group] > 1, "elements are given more than once")
     used = torch.zeros(n, dtype=torch.bool)
     used[found.reshape(-1)] = True
