@@ -5,13 +5,14 @@ poles on the negative axis that converges geometrically, ``exp(-2π² Q / (log(M
 
 ``A^{-1/2} z ≈ Σ_q w_q y_q``, ``A^{1/2} z ≈ Σ_q w_q (z - t_q y_q)``, ``(A + t_q) y_q = z``, ``w_q, t_q > 0``.
 
-All shifted systems share one Krylov space, so they cost one product per iteration. Nodes are added until the
-largest relative error of the scalar function on ``[m, M]`` is small; iterations until the residuals ``r_q`` of
-the systems bound the error by ``Σ w_q t_q ‖r_q‖ / (t_q + m)`` (root) and ``Σ w_q ‖r_q‖ / (t_q + m)`` (inverse
-root), recomputed at the end from true residuals.
+All shifted systems share one Krylov space, so they cost one product per iteration. Nodes are added until
+the largest relative error of the scalar function on ``[m, M]`` is small; iterations until the residuals
+``r_q`` of the systems bound the error by ``Σ w_q t_q ‖r_q‖ / (t_q + m)`` (root) and
+``Σ w_q ‖r_q‖ / (t_q + m)`` (inverse root), recomputed at the end from true residuals.
 
-Derivative: ``dy_q = -(A + t_q)^{-1} dA y_q``, so one more multi-shift solve for the incoming gradient ``v`` gives
-``Σ w_q t_q a_qᵀ dA y_q`` with ``(A + t_q) a_q = v`` (root), with ``-w_q`` in place of ``w_q t_q`` for the inverse root.
+Derivative: ``dy_q = -(A + t_q)^{-1} dA y_q``, so one more multi-shift solve for the incoming gradient ``v``
+gives ``Σ w_q t_q a_qᵀ dA y_q`` with ``(A + t_q) a_q = v`` (root), with ``-w_q`` in place of ``w_q t_q`` for
+the inverse root.
 
 Sources: Hale, Higham & Trefethen (2008), method 3; Pleiss et al. (2020); Frommer & Maass (1999) for the
 multi-shift recurrence.
@@ -55,8 +56,8 @@ class Rational:
 def jacobi(u: Tensor, complement: float) -> tuple[Tensor, Tensor, Tensor]:
     """``sn, cn, dn`` of ``0 ≤ u ≤ K`` for the modulus whose complement is ``k' = complement``.
 
-    By the arithmetic-geometric mean, started from ``k'`` itself, and reflected in ``K/2``, so that all three keep
-    their relative precision for ``k'`` down to 1e-150 (DLMF 22.20(ii), 22.4).
+    By the arithmetic-geometric mean, started from ``k'`` itself, and reflected in ``K/2``, so that all
+    three keep their relative precision for ``k'`` down to 1e-150 (DLMF 22.20(ii), 22.4).
     """
     a, b, ladder = 1.0, complement, []
     c = math.sqrt((1 - complement) * (1 + complement))
@@ -187,9 +188,10 @@ def multi_shift(
         zeta_old, zeta = zeta, zeta_new
         step_old = torch.where(step > 0, step, step_old)
         rho = rho_new
+    excess = float((bound.flatten() / target(y).flatten()).max())
     raise RuntimeError(
-        f"the square root of Γ: conjugate gradients leave an error bound {float((bound.flatten() / target(y).flatten()).max()):.2g} times "
-        f"what was asked for after {max_iterations} iterations. Γ is ill-conditioned: add a Nugget to the kernel, give a "
+        f"the square root of Γ: conjugate gradients leave an error bound {excess:.2g} times what was asked "
+        f"for after {max_iterations} iterations. Γ is ill-conditioned: add a Nugget to the kernel, give a "
         'larger tolerance= or max_iterations=, or use method="vecchia" or "dense".'
     )
 
@@ -268,16 +270,15 @@ class ContourRoot:
         )
         # the recursive residuals drift from the true ones by rounding; only the true ones count
         residual = z - self.matmul(solutions) - self._spread(t, z) * solutions
-        bound = (
-            self._spread(coefficients, z[(..., *(0,) * self.ndim)]) * residual.square().sum(axes).sqrt()
-        ).sum(0)
+        size = residual.square().sum(axes).sqrt()
+        bound = (self._spread(coefficients, size[0]) * size).sum(0)
         allowed = (_TRUE / _RECURSIVE * target(solutions)).clamp_min(1e-300)
         excess = float((bound / allowed).max()) if bound.numel() else 0.0
         if excess > 1:
             raise RuntimeError(
                 f"the square root of Γ: after {iterations} iterations rounding leaves an error bound of "
-                f"{excess * self.tolerance:.2g}, {self.tolerance:.2g} was asked for. Γ is ill-conditioned: add a Nugget to the "
-                'kernel, give a larger tolerance=, or use method="vecchia" or "dense".'
+                f"{excess * self.tolerance:.2g}, {self.tolerance:.2g} was asked for. Γ is ill-conditioned: "
+                'add a Nugget to the kernel, give a larger tolerance=, or use method="vecchia" or "dense".'
             )
         return solutions
 

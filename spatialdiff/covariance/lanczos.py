@@ -292,7 +292,7 @@ def _quadrature(
                 "dense Γ."
             )
         square = recurrence.norm.square()
-        upper = square * (weights * values.log()).sum(-1)
+        upper: Tensor = square * (weights * values.log()).sum(-1)
         nodes, masses = recurrence.radau(floor)
         lower = square * (masses * torch.maximum(nodes, floor.unsqueeze(-1)).log()).sum(-1)
         gap = float((upper - lower).abs().max())
@@ -314,27 +314,41 @@ def eigenvalue_bounds(
     *,
     batch: Sequence[int] = (),
     steps: int = 60,
+    residual: float | None = None,
     seed: int = 0,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Smallest and largest Ritz value of ``A`` after ``steps`` Lanczos steps, the largest enlarged by its
-    residual.
+    """Bounds on the eigenvalues of ``A``: the outermost Ritz values of Lanczos from a random vector, moved
+    outwards by their residuals.
 
-    The largest is a bound on ``λ_max`` with overwhelming probability (Kuczyński & Woźniakowski 1992); the
-    smallest is one on ``λ_min`` from above only, and approaches it with more steps.
+    The upper one holds with overwhelming probability after few steps (Kuczyński & Woźniakowski 1992); the
+    lower one once it is positive.
 
     Args:
         matmul: ``x → A x`` on ``(*batch, *shape)``, float64.
+        shape: shape of one field.
+        batch: shape of a batch of operators.
+        steps: limit on Lanczos steps.
+        residual: stop where the residual of the smallest Ritz value is at most this share of it; None for
+            all steps.
+        seed: of the random vector.
+        device: of the operator.
 
     Returns:
-        ``(smallest, largest)``, float64 ``(*batch,)``.
+        ``(lower, upper)``, float64 ``(*batch,)``.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device)
     with torch.no_grad():
         recurrence = Tridiagonal(matmul, start.expand(*batch, *shape), len(shape))
-        for _ in range(min(steps, math.prod(shape))):
+        total, check = min(steps, math.prod(shape)), 10
+        for k in range(1, total + 1):
             recurrence.step()
-        values, vectors = torch.linalg.eigh(recurrence.matrix())
-    residual = recurrence.betas[-1] * vectors[..., -1, -1].abs()
-    return values[..., 0], values[..., -1] + residual
+            if k < total and (residual is None or k < check):
+                continue
+            check = k + max(5, k // 4)
+            values, vectors = torch.linalg.eigh(recurrence.matrix())
+            left, right = (recurrence.betas[-1] * vectors[..., -1, end].abs() for end in (0, -1))
+            if residual is not None and bool((left <= residual * values[..., 0]).all()):
+                break
+    return values[..., 0] - left, values[..., -1] + right

@@ -1,7 +1,8 @@
 r"""``M = L Lᵀ + δ I ≈ Γ`` by partial pivoted Cholesky, and its powers.
 
-``k`` columns of Γ, each chosen where the remaining variance is largest, give ``L`` ``(n, k)``; ``δ`` is the nugget
-plus the mean of the variance that is left. With ``L Lᵀ = U diag(s²) Uᵀ``: ``M^p = δ^p I + U diag((s²+δ)^p - δ^p) Uᵀ``.
+``k`` columns of Γ, each chosen where the remaining variance is largest, give ``L`` ``(n, k)``; ``δ`` is the
+nugget plus the mean of the variance that is left. With ``L Lᵀ = U diag(s²) Uᵀ``:
+``M^p = δ^p I + U diag((s²+δ)^p - δ^p) Uᵀ``.
 
 Sources: Harbrecht, Peters & Schneider (2012); Gardner et al. (2018).
 """

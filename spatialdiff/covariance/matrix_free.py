@@ -1,9 +1,9 @@
 r"""Γ on scattered sites without the matrix: every operation goes through products ``Γ x``, made tile by tile.
 
 ``R = Γ^{1/2}``, the symmetric root, by contour-integral quadrature; ``Γ⁻¹ x`` by conjugate gradients
-preconditioned with a partial Cholesky factor; ``log det Γ`` by stochastic Lanczos quadrature. Memory is ``O(n)``, time
-``O(n²)`` per product. The number of products grows with the square root of the condition number, so that a
-nugget makes everything fast.
+preconditioned with a partial Cholesky factor; ``log det Γ`` by stochastic Lanczos quadrature. Memory is
+``O(n)``, time ``O(n²)`` per product. The number of products grows with the square root of the condition
+number, so that a nugget makes everything fast.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _EXACT_SITES = 2000
 class MatrixFreeCovariance(Covariance):
     """Γ_s of any kernel on any sites, in memory ``O(n)``; ``R = Γ^{1/2}`` is symmetric.
 
-    Products are exact to rounding in the data type of the field; roots and solves are computed in float64 to a
-    relative tolerance, and raise where it is not reached. ``log_det`` is exact (dense) up to 2,000 sites and has
-    `log_det_standard_error` beyond.
+    Products are exact to rounding in the data type of the field; roots and solves are computed in float64
+    to a relative tolerance, and raise where it is not reached. ``log_det`` is exact (dense) up to 2,000
+    sites and has `log_det_standard_error` beyond.
 
     Args:
         kernel: any gpytorch kernel; compiled tiles and KeOps have sums of Matérn 1/2, 3/2 and 5/2, Gaussian
             and Nugget.
         domain: Points, or any domain whose sites have coordinates; no periodic axes.
         channels: see `Covariance`.
-        backend: ``"plain"`` (torch), ``"numba"`` (CPU), ``"keops"``, or ``"auto"``: numba on the CPU and KeOps
+        backend: ``"plain"`` (torch), ``"numba"`` (CPU), ``"keops"``, or ``"auto"``: numba on the CPU, KeOps
             on CUDA where they are installed and have the kernel, plain otherwise; `report` says which.
         tolerance: largest relative error of ``R z`` and ``R⁻¹ x``, and relative residual of a solve.
         max_iterations: limit on the products of one solve or root.
@@ -56,7 +56,8 @@ class MatrixFreeCovariance(Covariance):
         exact_log_det_sites: number of sites up to which the determinant is that of the dense matrix.
 
     Raises:
-        ValueError: equal sites without a nugget, a kernel that is not valid in the dimension, a periodic axis,
+        ValueError: equal sites without a nugget, a kernel that is not valid in the dimension, a periodic
+        axis,
             a backend that does not have the kernel; on `whiten`, `solve` and `log_det`, a singular Γ.
         RuntimeError: a tolerance that is not reached within the limits.
         ImportError: a backend that is not installed.
@@ -101,8 +102,8 @@ class MatrixFreeCovariance(Covariance):
         if isinstance(grid, Grid):
             if any(grid.periodic):
                 raise ValueError(
-                    "MatrixFreeCovariance: distances on a periodic axis wrap around, which products by tiles do "
-                    'not; use method="torus" or "dense".'
+                    "MatrixFreeCovariance: distances on a periodic axis wrap around, which products by "
+                    'tiles do not; use method="torus" or "dense".'
                 )
             check_lengthscale(self.kernel, grid)
             return
@@ -110,9 +111,10 @@ class MatrixFreeCovariance(Covariance):
         if len(pairs) and not bool((self._nugget() > 0).all()):
             shown = ", ".join(f"{int(i)} and {int(j)}" for i, j in pairs[:5])
             raise ValueError(
-                f"MatrixFreeCovariance: {len(pairs)} of {len(sites)} sites repeat an earlier one (sites {shown}"
-                f"{', …' if len(pairs) > 5 else ''}), so that Γ is singular. Keep one of each, average their "
-                "values, or add a Nugget to the kernel, which then is drawn for every site on its own."
+                f"MatrixFreeCovariance: {len(pairs)} of {len(sites)} sites repeat an earlier one (sites "
+                f"{shown}{', …' if len(pairs) > 5 else ''}), so that Γ is singular. Keep one of each, "
+                "average their values, or add a Nugget to the kernel, which then is drawn for every site on "
+                "its own."
             )
 
     def _nugget(self) -> Tensor:
@@ -148,23 +150,24 @@ class MatrixFreeCovariance(Covariance):
         return 1.1 * upper
 
     def _compute_lower(self) -> Tensor:
-        """A bound on the smallest eigenvalue, ``(*batch,)``: the nugget, or half of what Lanczos finds."""
+        """A bound on the smallest eigenvalue, ``(*batch,)``: the nugget, or what Lanczos finds less its
+        residual.
+        """
         nugget = self._nugget()
         if bool((nugget > 0).all()):
             return nugget
         n = len(self.sites)
-        steps = max(10, min(n, 400, int(_MEMORY / (8 * n * math.prod(self.batch_shape)))))
+        steps = max(10, min(n, self.max_iterations, int(_MEMORY / (8 * n * math.prod(self.batch_shape)))))
         lower, upper = eigenvalue_bounds(
-            self._product, (n,), batch=self.batch_shape, steps=steps, device=self.device
+            self._product, (n,), batch=self.batch_shape, steps=steps, residual=0.5, device=self.device
         )
         if bool((lower <= 1e-13 * upper).any()):
-            worst = int((lower / upper).argmin())
             raise ValueError(
-                "whiten: Γ is singular to working precision: Lanczos found eigenvalues of "
-                f"{float(lower.flatten()[worst]):.3g} and {float(upper.flatten()[worst]):.3g}. Add a Nugget to the "
-                "kernel, or use a rougher or shorter one."
+                f"whiten: {steps} Lanczos steps find no positive bound on the smallest eigenvalue of Γ, the "
+                f"largest being {float(upper.max()):.3g}: Γ is singular or nearly so. Add a Nugget to the "
+                'kernel, or use method="vecchia" or "dense".'
             )
-        return torch.maximum(lower / 2, nugget)
+        return torch.maximum(0.9 * lower, nugget)
 
     def _contour(self, *, inverse: bool) -> ContourRoot:
         with torch.no_grad():
@@ -272,8 +275,7 @@ class MatrixFreeCovariance(Covariance):
     def _log_det_standard_error(self) -> Tensor:
         return self._constant("log_det_pair")[1]
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         backend, why = choose_backend(self.backend, self.kernel, self.sites.shape[-1], self.device)
         determinant = (
             ""

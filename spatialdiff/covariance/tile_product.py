@@ -1,8 +1,9 @@
 r"""``y = K(θ) x`` by tiles, with its derivative in ``x`` and in the parameters, in memory ``O(n)``.
 
 Since ``K`` is symmetric the derivative in ``x`` is one more product. For a sum of closed forms the one in a
-variance is ``Σ_ij w_ij ρ_ij`` and in a scale ``v/β_a Σ_ij w_ij φ_ij (u_i - u_j)_a²`` with ``w_ij = Σ_s g_si x_sj``, by
-one pass over the tiles; for any other kernel every tile is made again with its graph.
+variance is ``Σ_ij w_ij ρ_ij`` and in a scale ``v/β_a Σ_ij w_ij φ_ij (u_i - u_j)_a²``
+with ``w_ij = Σ_s g_si x_sj``, by one pass over the tiles; for any other kernel every tile is made again
+with its graph.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 r"""Kernel products by tiles, compiled by numba; imported only where they are used.
 
 Rows of a tile are made in a buffer of the first-level cache and used at once. The exponential is
-``exp(-s) = 2^k 2^f`` with ``k`` the integer nearest to ``-s log₂e``, ``|f| ≤ 1/2`` and a Chebyshev interpolant of
-``2^f``; without branches and calls, so that the loops vectorise. One or two right-hand sides use the symmetry of
-the matrix and make half of it.
+``exp(-s) = 2^k 2^f`` with ``k`` the integer nearest to ``-s log₂e``, ``|f| ≤ 1/2`` and a polynomial for
+``2^f``; without branches and calls, so that the loops vectorise. One or two right-hand sides use the
+symmetry of the matrix and make half of it.
 
-Threads are Python's (every function releases the interpreter's lock), not OpenMP's, which do not survive a fork.
-Sums over a tile are in the data type of the fields, those over tiles in float64.
+Threads are Python's (every function releases the interpreter's lock), not OpenMP's, which do not survive a
+fork. Sums over a tile are in the data type of the fields, those over tiles in float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def _coefficients(degree: int) -> list[float]:
-    """Those of ``2^f`` on ``|f| ≤ 1/2``: its Chebyshev series ``I_0(a) + 2 Σ I_k(a) T_k(2f)``, ``a = log(2)/2``, cut."""
+    """Those of ``2^f``, ``|f| ≤ 1/2``: the series ``I_0(a) + 2 Σ I_k(a) T_k(2f)``, ``a = log(2)/2``, cut."""
     a = math.log(2) / 2
     bessel = [
         sum((a / 2) ** (2 * m + k) / (math.factorial(m) * math.factorial(m + k)) for m in range(12))
@@ -56,8 +56,7 @@ def _compiled(function: Any) -> Any:
     return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
 
 
-@intrinsic
-def _bits(context: Any, x: Any) -> Any:
+def _typed_bits(context: Any, x: Any) -> Any:
     """The integer with the bits of ``x``."""
     target = types.int32 if x == types.float32 else types.int64
 
@@ -67,8 +66,7 @@ def _bits(context: Any, x: Any) -> Any:
     return target(x), generate
 
 
-@intrinsic
-def _float(context: Any, bits: Any) -> Any:
+def _typed_float(context: Any, bits: Any) -> Any:
     """The number with these bits."""
     target = types.float32 if bits == types.int32 else types.float64
 
@@ -76,6 +74,10 @@ def _float(context: Any, bits: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(target))
 
     return target(bits), generate
+
+
+_bits: Any = intrinsic(_typed_bits)
+_float: Any = intrinsic(_typed_float)
 
 
 # rounding by a magic number must not be simplified away, so no reassociation here

@@ -90,8 +90,8 @@ def multiply(family: str, coordinates: Tensor, x: Tensor) -> Tensor:
 
 
 def moments(family: str, coordinates: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``Σ_ij w_ij ρ_ij`` and, per axis, ``Σ_ij w_ij φ_ij (u_i - u_j)_a²`` with ``w_ij = Σ_s g_si x_sj``, float64,
-    shapes ``()`` and ``(d,)``; arguments as in `multiply`.
+    """``Σ_ij w_ij ρ_ij`` and, per axis, ``Σ_ij w_ij φ_ij (u_i - u_j)_a²`` with ``w_ij = Σ_s g_si x_sj``,
+    float64, shapes ``()`` and ``(d,)``; arguments as in `multiply`.
     """
     value = torch.zeros((), dtype=torch.float64, device=x.device)
     slopes = torch.zeros(len(coordinates), dtype=torch.float64, device=x.device)
@@ -127,7 +127,7 @@ def multiply_pairs(kernel: gpytorch.kernels.Kernel, sites: Tensor, x: Tensor) ->
 def gradient_pairs(
     kernel: gpytorch.kernels.Kernel, sites: Tensor, g: Tensor, x: Tensor, parameters: list[Tensor]
 ) -> list[Tensor]:
-    """Derivative of ``gᵀ K x`` in the parameters of the kernel, tile by tile; arguments as in `multiply_pairs`."""
+    """Derivative of ``gᵀ K x`` in the kernel's parameters, tile by tile; arguments as in `multiply_pairs`."""
     total = [torch.zeros_like(p) for p in parameters]
     for rows, columns in _tiles(x.shape[-2]):
         with torch.enable_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from covariance_case import CovarianceCase
 
@@ -35,7 +37,7 @@ class TestNumba(_Case):
 class TestNumbaWithCorrelatedChannels(_Case):
     backend = "numba"
     grid = scattered(12, 3)
-    channels = [[1.0, 0.4], [0.4, 2.0]]
+    channels: ClassVar = [[1.0, 0.4], [0.4, 2.0]]
 
     def kernel(self):
         return (
