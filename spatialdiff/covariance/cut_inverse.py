@@ -27,8 +27,9 @@ from spatialdiff.covariance.dct import along
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid, MaskedGrid
 
-# masked cells that are kept, and the smallest eigenvalue of G relative to the largest
-MOST_CELLS, FLOOR = 4096, 1e-11
+# all masked cells are kept up to MOST_CELLS of them, and else the NEAREST; eigenvalues of G are at least FLOOR
+# times the largest
+MOST_CELLS, NEAREST, FLOOR = 4096, 2048, 1e-11
 
 
 def mixed_eigenvalues(
@@ -72,16 +73,18 @@ def mixed_multiply(x: Tensor, grid: Grid, multiplier: Tensor) -> Tensor:
     return x
 
 
-def nearest_masked(domain: MaskedGrid, most: int = MOST_CELLS) -> Tensor:
-    """Flat indices of the masked cells that are nearest to a valid one."""
+def nearest_masked(domain: MaskedGrid) -> Tensor:
+    """Flat indices of the masked cells that are kept."""
+    masked = (~domain.valid).reshape(-1).nonzero()[:, 0]
+    if len(masked) <= MOST_CELLS:
+        return masked
     from scipy.ndimage import distance_transform_edt
 
     distance = torch.from_numpy(
         distance_transform_edt((~domain.valid).numpy(), sampling=domain.grid.spacing)
     ).reshape(-1)
-    masked = (~domain.valid).reshape(-1).nonzero()[:, 0]
     order = distance[masked].argsort(stable=True)
-    return masked[order[:most]].sort().values
+    return masked[order[:NEAREST]].sort().values
 
 
 def inverse_entries(inverse: Tensor, grid: Grid, cells: Tensor) -> Tensor:
@@ -98,15 +101,18 @@ def inverse_entries(inverse: Tensor, grid: Grid, cells: Tensor) -> Tensor:
         table = torch.cat([table, table.narrow(axis, n - 1, 1), back], dim=axis)
     if plain:
         table = torch.fft.ifftn(table, dim=plain).real
-    sizes = torch.tensor(table.shape[-grid.ndim :])
-    position = torch.stack(torch.unravel_index(cells.cpu(), grid.shape), dim=-1)
+    sizes = table.shape[-grid.ndim :]
+    flat = table.flatten(-grid.ndim)
+    position = torch.stack(torch.unravel_index(cells.cpu(), grid.shape), dim=-1).to(table.device)
     total = torch.zeros((), dtype=torch.float64, device=table.device)
-    lead = (slice(None),) * (table.dim() - grid.ndim)
     for flips in itertools.product(*((False,) if wraps else (False, True) for wraps in grid.periodic)):
-        flip = torch.tensor(flips)
-        image = torch.where(flip, -position - 1, position)
-        lag = ((position[:, None] - image[None]) % sizes).to(table.device)
-        total = total + table[lead + lag.unbind(-1)]
+        index = torch.zeros((), dtype=torch.int64, device=table.device)
+        for axis, (flip, size) in enumerate(zip(flips, sizes, strict=True)):
+            here = position[:, axis]
+            image = size - 1 - here if flip else here
+            lag = here[:, None] - image
+            index = index * size + torch.where(lag < 0, lag + size, lag)
+        total = total + flat[..., index]
     return total
 
 

@@ -181,6 +181,7 @@ def test_ocean(ocean, ocean_gamma, monkeypatch):
 
 # ---- determinants of many cells
 MASKED = importlib.import_module("spatialdiff.covariance.masked")
+CUT = importlib.import_module("spatialdiff.covariance.cut_inverse")
 
 
 @pytest.mark.parametrize("near", [True, False], ids=["near", "lanczos"])
@@ -258,3 +259,25 @@ def test_refuses():
         MaskedCovariance(Matern(), domain, inner="torus")
     with pytest.raises(EmbeddingError, match="not a covariance"):
         MaskedCovariance(Gaussian(60.0), domain, inner="circulant", max_growth=1.0, embedding="plain")
+
+
+def test_many_masked_cells(monkeypatch):
+    """Where not all masked cells are kept, the nearest ones still make a preconditioner worth having."""
+    monkeypatch.setattr(CUT, "MOST_CELLS", 0)
+    inside = torch.cartesian_prod(torch.arange(40.0), torch.arange(40.0)).sub(19.5).norm(dim=-1) < 15
+    domain = sd.Grid((40, 40)).masked(inside.reshape(40, 40))
+    kernel = (Matern(1.5, 6.0) + Nugget(0.01)).requires_grad_(False)
+    b = torch.randn(2, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    iterations = []
+    for kept in (0, 200, 2000):
+        monkeypatch.setattr(CUT, "NEAREST", kept)
+        gamma = MaskedCovariance(kernel, domain, inner="circulant")
+        calls, product = [], gamma._matmul
+        monkeypatch.setattr(
+            gamma, "_matmul", lambda x, calls=calls, product=product: calls.append(0) or product(x)
+        )
+        solved = gamma.solve(b)
+        iterations.append(len(calls))
+        exact = DenseCovariance(kernel, domain).solve(b)
+        torch.testing.assert_close(solved, exact, rtol=0, atol=1e-7 * exact.abs().max().item())
+    assert iterations[0] > 1.5 * iterations[1] >= 1.5 * iterations[2], iterations
