@@ -93,7 +93,13 @@ class GraphMaternCovariance(PowerCovariance):
         if not exact:
             with torch.no_grad():
                 error = 2 * self._rational().error
-        return CovarianceReport(self.method, exact=exact, reason=f"{reason}; {text}", relative_error=error)
+        return CovarianceReport(
+            self.method,
+            exact=exact,
+            reason=f"{reason}; {text}",
+            relative_error=error,
+            log_det=self._describe_log_det(),
+        )
 
 
 def _incidence_root(graph: Graph, normalized: bool) -> object:

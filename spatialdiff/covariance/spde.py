@@ -114,7 +114,14 @@ class SPDECovariance(PowerCovariance):
             raise ValueError(
                 f"SPDECovariance: {name} must be a real tensor (..., {n}), one value per vertex, got {given}."
             )
-        torch.broadcast_shapes(field.shape, (*self.batch_shape, n))
+        lead = (*self.batch_shape, n)[-field.dim() :]
+        if field.dim() > len(self.batch_shape) + 1 or any(
+            size not in (1, full) for size, full in zip(field.shape, lead, strict=True)
+        ):
+            raise ValueError(
+                f"SPDECovariance: {name} has shape {tuple(field.shape)}, which does not broadcast to "
+                f"{(*self.batch_shape, n)} (batch of the kernel, vertices); give the kernel a batch_shape."
+            )
         bad = ~(torch.isfinite(field) & (field > 0))
         if bool(bad.any()):
             raise ValueError(
@@ -189,4 +196,4 @@ class SPDECovariance(PowerCovariance):
             reason += "; near the boundary the variance is up to twice the kernel's per free direction"
         else:
             reason += f"; variance normalised: {self.normalize}"
-        return CovarianceReport(self.method, exact=False, reason=reason)
+        return CovarianceReport(self.method, exact=False, reason=reason, log_det=self._describe_log_det())

@@ -243,6 +243,20 @@ def test_fields_of_parameters_and_their_gradients(mesh, nu):
     assert torch.autograd.gradcheck(sampled, (ell, variance), eps=1e-6, atol=1e-6, rtol=1e-5)
 
 
+def test_fields_of_parameters_in_a_batch():
+    """A field of ℓ for each member of the batch against members alone."""
+    mesh = scattered(4, 2)
+    ell, _ = varying(mesh)
+    fields = torch.stack([ell, 1.3 * ell])
+    gamma = SPDECovariance(
+        Matern(1.0, variance=torch.tensor([1.0, 2.0]), batch_shape=(2,)), mesh, lengthscale=fields
+    )
+    for i, variance in enumerate((1.0, 2.0)):
+        alone = SPDECovariance(Matern(1.0, variance=variance), mesh, lengthscale=fields[i])
+        torch.testing.assert_close(gamma.to_dense()[i], alone.to_dense(), rtol=1e-12, atol=0)
+        assert float(gamma.log_det()[i]) == pytest.approx(float(alone.log_det()), rel=1e-12)
+
+
 def test_kappa_is_the_same_field():
     mesh = scattered(16, 1)
     ell, _ = varying(mesh)
@@ -483,7 +497,14 @@ def test_factors_are_kept_until_a_parameter_changes():
 
 def test_report_states_power_boundary_and_error():
     text = str(SPDECovariance(Matern(1.5, 2.0), scattered(5, 2)).report)
-    for part in ("α = 2.5", "boundary", "poles, relative error", "factor fill", "(edge/ℓ)²"):
+    for part in (
+        "α = 2.5",
+        "boundary",
+        "exact fractional power",
+        "poles, relative error",
+        "factor fill",
+        "(edge/ℓ)²",
+    ):
         assert part in text
 
 
@@ -509,6 +530,8 @@ def test_refuses():
         SPDECovariance(Matern(1.5), mesh, kappa=torch.ones(3))
     with pytest.raises(ValueError, match="positive and finite, it is not at 1 of 16"):
         SPDECovariance(Matern(1.5), mesh, kappa=torch.ones(16).index_fill(0, torch.tensor(2), -1.0))
+    with pytest.raises(ValueError, match="give the kernel a batch_shape"):
+        SPDECovariance(Matern(1.5), mesh, kappa=torch.ones(2, 16))
     with pytest.raises(ValueError, match="not both"):
         SPDECovariance(Matern(1.5), mesh, kappa=torch.ones(16), lengthscale=torch.ones(16))
     for option, value in (("root", "cholesky"), ("normalize", "max"), ("tolerance", 0.0)):
