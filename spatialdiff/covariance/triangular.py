@@ -176,7 +176,7 @@ class SparsePattern:
         for level in reversed(self.levels()):
             for sites in self._pieces(level, len(x) * x.shape[-1]):
                 out[:, sites] /= rows[:, sites, -1:]
-                self._scatter(out, -rows, sites, out[:, sites])
+                self._scatter(out, rows, sites, -out[:, sites])
         return out
 
     def _outer(self, x: Tensor, y: Tensor) -> Tensor:
