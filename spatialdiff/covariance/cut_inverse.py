@@ -27,7 +27,7 @@ from spatialdiff.covariance.dct import along
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid, MaskedGrid
 
-# all masked cells are kept up to MOST_CELLS of them, and else the NEAREST; eigenvalues of G are at least FLOOR
+# all masked cells are kept up to MOST_CELLS of them, else the NEAREST; eigenvalues of G are at least FLOOR
 # times the largest
 MOST_CELLS, NEAREST, FLOOR = 4096, 2048, 1e-11
 
