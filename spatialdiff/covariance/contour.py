@@ -174,6 +174,11 @@ def multi_shift(
             break
         q = operator(p) + base * p
         curvature = (p * q).sum(axes, keepdim=True)
+        if bool((curvature < 0).any()):
+            raise RuntimeError(
+                "the square root of Γ: to rounding, Γ is singular beyond what the tolerance allows. Add a "
+                'Nugget to the kernel, give a larger tolerance=, or use method="dense".'
+            )
         step = torch.where(curvature > 0, rho / torch.where(curvature > 0, curvature, 1.0), 0.0)
         denominator = step_old * zeta_old * (1 + offsets * step) + step * ratio * (zeta_old - zeta)
         alive = denominator != 0

@@ -48,6 +48,7 @@ class LowRankPreconditioner:
         return inside + (n - k) * self.shift.squeeze(-1).log()
 
 
+@torch.no_grad()
 def pivoted_cholesky(
     kernel: gpytorch.kernels.Kernel, sites: Tensor, nugget: Tensor, rank: int
 ) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,8 @@ from spatialdiff.covariance.tile_product import choose_backend, kernel_product
 from spatialdiff.domains import Domain, Grid, MaskedGrid, Points
 from spatialdiff.kernels import at_pairs
 
-# shares of the tolerance of the root: eigenvalues below the interval, and the quadrature on it
-_BELOW, _QUADRATURE = 0.03, 0.1
+# below the interval the quadrature is less than a fifth of √lower off: a tenth of the tolerance, as on it
+_BELOW, _QUADRATURE = 0.5, 0.1
 _MEMORY = 4e8  # bytes of the systems of the quadrature
 _EXACT_SITES = 2000
 
@@ -177,10 +177,12 @@ class MatrixFreeCovariance(Covariance):
                 floor = self._constant("lower")
                 lower = floor
             else:
-                # Γ^{1/2} on eigenvalues below the interval is at most √lower off
+                # eigenvalues below the interval need not be known
                 mean = at_pairs(self.kernel, self.sites, self.sites).mean(-1).expand(self.batch_shape)
                 floor = nugget
                 lower = torch.maximum(nugget, (_BELOW * self.tolerance) ** 2 * mean)
+                if bool((lower < 64 * torch.finfo(torch.float64).eps * mean).any()):
+                    lower = floor = self._constant("lower")
         rational = rational_inverse_root(float(lower.min()), float(upper.max()), _QUADRATURE * self.tolerance)
         return ContourRoot(
             self._product,
