@@ -97,6 +97,11 @@ def joint_spectrum(gamma: Covariance, data: Covariance) -> tuple[Basis, Tensor, 
             factor, _, values = pencil(_channel_matrix(gamma, channels), _channel_matrix(data, channels))
             per_channel = values.reshape(-1, *(1,) * gamma.domain.ndim)
             return ChannelBasis(basis, factor), first, per_channel * second
+    if gamma.batch_shape or data.batch_shape:
+        raise ValueError(
+            "joint_spectrum: kernels with a batch of hyperparameters have a joint spectrum only in a fast "
+            "basis that both share, without a channel matrix; give kernels without batch_shape."
+        )
     size = gamma.domain.size * (channels or 1)
     if size > DENSE_LIMIT:
         raise ValueError(

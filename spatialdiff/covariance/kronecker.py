@@ -8,6 +8,8 @@ where the kernel is stationary along them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import gpytorch
 import torch
 from torch import Tensor
@@ -54,13 +56,24 @@ class KroneckerCovariance(Covariance):
         super().__init__(domain, channels, kernel)
         if isinstance(domain, Grid):
             check_lengthscale(kernel, domain)
-        self._separation = Separation(kernel, domain)
+        self._found: Separation | None = None
         self._layout = Layout(
             domain.shape,
             tuple(block.axes for block in self._separation.blocks),
             len(self.batch_shape),
         )
         self.basis = KroneckerBasis(self)
+
+    @property
+    def _separation(self) -> Separation:
+        if self._found is None:
+            assert self.kernel is not None
+            self._found = Separation(self.kernel, self.domain)
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy has a kernel of its own, and separates that one
+        return {**super().__getstate__(), "_found": None}
 
     # ---- factors, those of all blocks one behind the other
     def _compute_matrices(self) -> Tensor:

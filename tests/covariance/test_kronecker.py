@@ -4,6 +4,9 @@ product that is none.
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import gpytorch
 import pytest
 import torch
@@ -162,6 +165,23 @@ def test_basis():
             gamma.matmul(x)
         ),
     )
+
+
+def test_copies_follow_their_own_kernel():
+    kernel = Gaussian(0.9, 1.3) + Nugget(0.1)
+    gamma = KroneckerCovariance(kernel, sd.Grid((3, 4))).requires_grad_(False)
+    gamma.log_det()
+    for twin in (copy.deepcopy(gamma), pickle.loads(pickle.dumps(gamma))):
+        twin.kernel.kernels[0].variance = 2.6
+        torch.testing.assert_close(twin.variance(), torch.full((3, 4), 2.7, dtype=torch.float64))
+        torch.testing.assert_close(gamma.variance(), torch.full((3, 4), 1.4, dtype=torch.float64))
+
+
+def test_batches_have_no_joint_spectrum_across_structures():
+    grid = sd.Grid((3, 4))
+    batch = DenseCovariance(Gaussian(0.9, batch_shape=(2,)), grid)
+    with pytest.raises(ValueError, match="without batch_shape"):
+        joint_spectrum(batch, KroneckerCovariance(Gaussian(0.9), grid))
 
 
 def test_second_derivatives_are_refused():
