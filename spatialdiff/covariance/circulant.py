@@ -2,16 +2,17 @@ r"""Stationary Γ on a grid that is not periodic: a corner of a circulant matrix
 & Chan 1994].
 
 ``Γ_s = P C Pᵀ`` where ``C`` is circulant on a larger torus, see `spatialdiff.covariance.embedding` for the
-choices. If its eigenvalues ``λ ≥ 0``, ``R = P H diag(√λ)`` with the orthonormal Hartley transform ``H = (Re F - Im
-F)/√m`` satisfies ``R Rᵀ = Γ_s`` since ``λ`` is even: one draw of real noise and *one real FFT* per field, the cost
-of a complex transform that gives two. An intrinsic embedding adds a polynomial of low rank. Products with Γ go
-through the smallest circulant with that corner, a covariance or not; solves through conjugate gradients,
-preconditioned by the closest matrix that is diagonal in the cosine basis.
+choices. If its eigenvalues ``λ ≥ 0``, ``R = P H diag(√λ)`` with the orthonormal Hartley transform ``H = (Re
+F - Im F)/√m`` satisfies ``R Rᵀ = Γ_s`` since ``λ`` is even: one draw of real noise and *one real FFT* per
+field, which is half of the complex transform that gives two. An intrinsic embedding adds a polynomial of low
+rank. Products with Γ go through the smallest circulant with that corner, a covariance or not; solves through
+preconditioned conjugate gradients.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gpytorch
@@ -21,7 +22,7 @@ from torch import Tensor
 from spatialdiff.covariance import intrinsic
 from spatialdiff.covariance.base import Channels, Covariance
 from spatialdiff.covariance.checks import check_lengthscale, check_stationary
-from spatialdiff.covariance.conjugate import attach_solve, conjugate_gradients
+from spatialdiff.covariance.conjugate import Operator, attach_solve, conjugate_gradients
 from spatialdiff.covariance.cosine import cosine_eigenvalues
 from spatialdiff.covariance.dct import dct, idct
 from spatialdiff.covariance.embedding import (
@@ -40,15 +41,17 @@ from spatialdiff.covariance.embedding import (
 from spatialdiff.covariance.lanczos import Preconditioner, lanczos_log_det
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.covariance.radial import radial_terms
-from spatialdiff.covariance.reflection import block_cholesky, reflection_blocks
+from spatialdiff.covariance.reflection import Split, block_cholesky, reflection_blocks, table_blocks
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.covariance.toeplitz import toeplitz_log_det, toeplitz_multiply
+from spatialdiff.covariance.toeplitz import cosine_projection, toeplitz_log_det, toeplitz_multiply
 from spatialdiff.domains import Grid
 
 __all__ = ["CirculantCovariance", "EmbeddingError", "embedding_report", "fast_size"]
 
 # sites of the largest block whose determinant is computed by Cholesky, and of a line by Durbin's recursion
 BLOCK_SITES, LINE_SITES = 4096, 65536
+# values of white noise that are transformed at once
+_BUFFER = 2**20
 
 
 class CirculantCovariance(Covariance):
@@ -167,8 +170,8 @@ class CirculantCovariance(Covariance):
             if not found.is_covariance:
                 raise EmbeddingError(
                     f"The embedding {self.plan} is no covariance for the kernel's present parameters, "
-                    f"{self.kernel!r}: smallest eigenvalue {found.smallest:.3g}, largest {found.largest:.3g}. "
-                    "Build the covariance anew after changing the kernel.",
+                    f"{self.kernel!r}: smallest eigenvalue {found.smallest:.3g}, largest "
+                    f"{found.largest:.3g}. Build the covariance anew after changing the kernel.",
                     found.sizes,
                     found.negative,
                     found.smallest,
@@ -209,18 +212,30 @@ class CirculantCovariance(Covariance):
         return intrinsic.positive_root(self._compute_correction())
 
     def _compute_solved_modes(self) -> Tensor:
-        """``H = C⁻¹ Q``, ``(*batch, c, n)``."""
+        """``H = C⁻¹ Q``, ``(*batch, c, n)``: by Cholesky where that is cheap, else by conjugate gradients."""
+        assert self.kernel is not None
         modes = self._factor("modes")
-        ndim = self.domain.ndim
+        ndim, shape, batch = self.domain.ndim, self.domain.shape, self.batch_shape
+        values = table(self.kernel, self.domain, self.plan, self.device)
+        for axis, n in zip(range(-ndim, 0), shape, strict=True):
+            values = values.narrow(axis, 0, n)
+        if self.domain.size <= BLOCK_SITES:
+            split = Split(shape)
+            right = split.blocks(split.forward(modes.reshape(-1, *shape))).movedim(0, -1)
+            factor = block_cholesky(table_blocks(values, shape))
+            parts = torch.cholesky_solve(right.expand(*batch, *right.shape), factor)
+            return split.backward(split.halves(parts.movedim(-1, len(batch)))).flatten(-ndim)
         half = _half(self._factor("eigenvalues"), self.embedding)
-
-        def corner(x: Tensor) -> Tensor:
-            return toeplitz_multiply(x, half, self.embedding)
-
-        batch = self.batch_shape
-        right = modes.reshape(-1, *(1,) * len(batch), *self.domain.shape)
-        right = right.expand(-1, *batch, *self.domain.shape).clone()
-        solved = self._invert(corner, right, tolerance=1e-12)
+        with torch.no_grad():
+            near = cosine_projection(values, shape)
+            inverse = 1 / near.clamp_min(torch.finfo(torch.float64).eps * float(near.max()))
+        spread = modes.reshape(-1, *(1,) * len(batch), *shape).expand(-1, *batch, *shape).clone()
+        solved = self._invert(
+            lambda x: toeplitz_multiply(x, half, self.embedding),
+            spread,
+            lambda r: idct(inverse * dct(r, ndim), ndim),
+            tolerance=1e-10,
+        )
         return solved.flatten(-ndim).movedim(0, -2)
 
     def _compute_removal(self) -> Tensor:
@@ -237,6 +252,23 @@ class CirculantCovariance(Covariance):
         return torch.cat([weight, update @ solved], dim=-1)
 
     # ---- operations
+    def sample(self, shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws of ``N(0, Γ)``, see `Covariance.sample`; many large fields are drawn one after another,
+        with the same result.
+        """
+        white = self.factor_shape.numel()
+        tracked = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        # the CPU generator fills sixteen values at a time, and only whole groups can be drawn apart
+        apart = self.device.type == "cpu" and white % 16 == 0 and math.prod(shape) > 1
+        if not apart or tracked or self.batch_shape or white * math.prod(shape) <= _BUFFER:
+            return super().sample(shape, generator=generator)
+        count = math.prod(shape)
+        fields = torch.empty(count, *self.event_shape, dtype=self.dtype)
+        for some in fields.split(max(1, _BUFFER // white)):
+            z = torch.randn(len(some), *self.factor_shape, generator=generator, dtype=self.dtype)
+            some.copy_(self.color(z))
+        return fields.reshape(*shape, *self.event_shape)
+
     def _factor_grid(self) -> tuple[int, ...]:
         if self.plan.kind != "intrinsic":
             return self.embedding
@@ -256,16 +288,25 @@ class CirculantCovariance(Covariance):
         return (base - _rows(taken, modes.mT)).reshape(*z.shape[:-1], *self.domain.shape)
 
     def _color_corner(self, z: Tensor) -> Tensor:
-        # the corner needs only the first half of an axis that is not periodic: halve that one in the real
-        # FFT, and drop what the corner does not hold after each axis
-        ndim = self.domain.ndim
+        # the corner needs only the first half of an axis that is not periodic: halve that one in the real FFT
+        ndim, shape = self.domain.ndim, self.domain.shape
         halved = max(a for a, wraps in zip(range(-ndim, 0), self.domain.periodic, strict=True) if not wraps)
-        y = torch.fft.rfft(z * self._factor("root", z.dtype), dim=halved)
-        y = y.narrow(halved, 0, self.domain.shape[halved])
-        for axis in range(-1, -ndim - 1, -1):
-            if axis != halved:
-                y = torch.fft.fft(y, dim=axis).narrow(axis, 0, self.domain.shape[axis])
-        return y.real - y.imag
+        axes = (*(a for a in range(-ndim, 0) if a != halved), halved)
+        root = self._factor("root", z.dtype)
+
+        def transform(some: Tensor) -> Tensor:
+            y = torch.fft.rfftn(some * root, dim=axes)
+            for axis, n in zip(range(-ndim, 0), shape, strict=True):
+                y = y.narrow(axis, 0, n)
+            return y.real - y.imag
+
+        # buffers beyond some megabytes cost more to obtain than to fill
+        sites = math.prod(self.embedding)
+        fields = z.numel() // sites
+        if self.batch_shape or fields <= 1 or z.numel() <= _BUFFER:
+            return transform(z)
+        parts = z.reshape(fields, *self.embedding).split(max(1, _BUFFER // sites))
+        return torch.cat([transform(part) for part in parts]).reshape(*z.shape[: z.dim() - ndim], *shape)
 
     def _whiten(self, x: Tensor) -> Tensor:
         raise ValueError(
@@ -283,19 +324,34 @@ class CirculantCovariance(Covariance):
         values = cosine_eigenvalues(self.kernel, self.domain, self.device)
         return values.clamp_min(torch.finfo(torch.float64).eps * float(values.detach().max()))
 
-    def _invert(self, operator: Any, b: Tensor, *, tolerance: float) -> Tensor:
-        """``A⁻¹ b`` of an operator close to Γ, with the derivative in ``b`` and in what ``operator`` closes over."""
+    def _compute_inverse_half(self) -> Tensor:
+        """Inverse of the embedding's eigenvalues, floored at their rounding."""
+        values = self._factor("eigenvalues")
+        floor = torch.finfo(torch.float64).eps * float(values.detach().max())
+        return _half(1 / values.clamp_min(floor), self.embedding)
+
+    def _preconditioner(self) -> Operator:
+        """An approximate inverse of Γ: in one dimension the corner of the inverse of the embedding, elsewhere
+        the closest matrix that is diagonal in the cosine basis; each takes the fewest iterations there, on
+        smooth and rough kernels alike.
+        """
         ndim = self.domain.ndim
-        with torch.no_grad():
-            inverse = 1 / self._factor("cosine")
+        if ndim == 1 and self.plan.kind != "intrinsic" and not self.clipped:
+            half = self._factor("inverse_half")
+            return lambda r: toeplitz_multiply(r, half, self.embedding)
+        inverse = 1 / self._factor("cosine")
+        return lambda r: idct(inverse * dct(r, ndim), ndim)
+
+    def _invert(self, operator: Operator, b: Tensor, preconditioner: Operator, *, tolerance: float) -> Tensor:
+        """``A⁻¹ b`` by conjugate gradients, with its derivative in ``b`` and in the parameters."""
 
         def run(right: Tensor) -> Tensor:
             with torch.no_grad():
                 return conjugate_gradients(
                     operator,
                     right,
-                    lambda r: idct(inverse * dct(r, ndim), ndim),
-                    ndim=ndim,
+                    preconditioner,
+                    ndim=self.domain.ndim,
                     tolerance=tolerance,
                     max_iterations=self.max_iterations,
                 )
@@ -306,7 +362,9 @@ class CirculantCovariance(Covariance):
         return solution
 
     def _solve(self, x: Tensor) -> Tensor:
-        return self._invert(self._matmul, x.double(), tolerance=self.tolerance).to(x.dtype)
+        with torch.no_grad():
+            preconditioner = self._preconditioner()
+        return self._invert(self._matmul, x.double(), preconditioner, tolerance=self.tolerance).to(x.dtype)
 
     # ---- determinant
     @property
@@ -372,15 +430,16 @@ class CirculantCovariance(Covariance):
         axes = torch.meshgrid(*(torch.arange(n) for n in self.domain.shape), indexing="ij")
         sites = torch.stack(axes, dim=-1).reshape(-1, self.domain.ndim)
         lag = (sites[:, None] - sites[None]) % torch.tensor(self.embedding)
-        return self._factor("row")[(..., *lag.to(self.device).unbind(-1))]
+        index: Any = (..., *lag.to(self.device).unbind(-1))
+        return self._factor("row")[index]
 
     def _variance(self) -> Tensor:
         if not self.clipped:
             return self._origin()
-        return self._factor("row")[(..., *(slice(0, 1),) * self.domain.ndim)]
+        index: Any = (..., *(slice(0, 1),) * self.domain.ndim)
+        return self._factor("row")[index]
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         with torch.no_grad():
             raw = self._raw_eigenvalues()
             lost = unfold(raw, self.embedding).clamp_max(0.0)

@@ -1,10 +1,11 @@
 r"""Cut-off embedding [Stein 2002; Gneiting et al. 2006, section 3]: beyond the diameter, ``x ≥ 1``,
 
-``ψ(x) = b (R^a - x^a)^{2a}`` for ``1 ≤ x ≤ R``, 0 beyond, ``R^a = 1 - 2a² φ(1)/φ'(1)``, ``b = φ(1)/(R^a - 1)^{2a}``,
+``ψ(x) = b (R^a - x^a)^{2a}`` for ``x ≤ R``, 0 beyond, ``R^a = 1 - 2a² φ(1)/φ'(1)``, ``b = φ(1)/(R^a -
+1)^{2a}``,
 
 which joins ``φ`` with a continuous derivative. It is a covariance for rough families (powered exponential,
-generalised Cauchy, Matérn of small smoothness) for the right ``a`` in {1/2, 1, 2}; the eigenvalues decide. Its
-reach grows with the length scale, ``R ≈ (2a² ℓ/D)^{1/a}``.
+generalised Cauchy, Matérn of small smoothness) for the right ``a`` in {1/2, 1, 2}; the eigenvalues decide.
+Its reach grows with the length scale, ``R ≈ (2a² ℓ/D)^{1/a}``.
 """
 
 from __future__ import annotations

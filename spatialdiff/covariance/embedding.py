@@ -1,12 +1,13 @@
 r"""Circulant embeddings of a stationary covariance on a grid, and whether they are covariances.
 
-A periodic covariance ``c`` with ``m`` sites per axis that equals ``k`` at every lag of the grid has the grid's
-Γ as a corner of its circulant matrix, whose eigenvalues are ``λ = Σ_j c_j exp(-2πi jk/m)``. Three choices of
-``c`` beyond the lags of the grid:
+A periodic covariance ``c`` with ``m`` sites per axis that equals ``k`` at every lag of the grid has the
+grid's Γ as a corner of its circulant matrix, whose eigenvalues are ``λ = Σ_j c_j exp(-2πi jk/m)``. Three
+choices of ``c`` beyond the lags of the grid:
 
 - plain: ``c_j = k(min(j, m-j))``, ``m ≥ 2(n-1)`` [Dietrich & Newsam 1997; Wood & Chan 1994];
 - cutoff: a compactly supported continuation, periodised, `spatialdiff.covariance.cutoff`;
-- intrinsic: the same of ``k`` plus a polynomial, which is taken off again, `spatialdiff.covariance.intrinsic`.
+- intrinsic: the same of ``k`` plus a polynomial, which is taken off again,
+  `spatialdiff.covariance.intrinsic`.
 
 None is a covariance for every kernel. The eigenvalues are computed and decide.
 """
@@ -30,7 +31,7 @@ from spatialdiff.covariance.radial import NotRadialError, radial_terms
 from spatialdiff.domains import Grid
 
 Kind = Literal["plain", "cutoff", "intrinsic"]
-KINDS = ("plain", "cutoff", "intrinsic")
+KINDS: tuple[Kind, ...] = ("plain", "cutoff", "intrinsic")
 
 # an eigenvalue between -TOLERANCE and 0 times the largest, or the variance, is the rounding of the FFT
 TOLERANCE = 1e-12
@@ -40,6 +41,8 @@ INTRINSIC = tuple(itertools.product((1, 2, 3, 4), (1.2, 1.5)))
 CUTOFF = (1.0, 2.0, 0.5)
 # room for parameters that change a little after the embedding is chosen
 SLACK = 1.03
+# sites of the sublattice on which an embedding is tried first
+COARSE = 2**14
 
 
 class EmbeddingError(ValueError):
@@ -51,7 +54,9 @@ class EmbeddingError(ValueError):
         smallest: its smallest eigenvalue.
     """
 
-    def __init__(self, message: str, sizes: Sequence[int] = (), negative: int = 0, smallest: float = 0.0):
+    def __init__(
+        self, message: str, sizes: Sequence[int] = (), negative: int = 0, smallest: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.sizes, self.negative, self.smallest = tuple(sizes), negative, smallest
 
@@ -180,27 +185,37 @@ def _roomy(least: Sequence[int]) -> tuple[int, ...]:
 
 
 def table(
-    kernel: gpytorch.kernels.Kernel, grid: Grid, embedding: Embedding, device: torch.device | None = None
+    kernel: gpytorch.kernels.Kernel,
+    grid: Grid,
+    embedding: Embedding,
+    device: torch.device | None = None,
+    step: Sequence[int] | None = None,
 ) -> Tensor:
     """The periodic covariance ``c``, float64: lags ``0 … m/2`` per axis ``(*batch, *(m/2+1))`` where it is
-    symmetric in every axis, all of them ``(*batch, *m)`` otherwise.
+    symmetric in every axis, all of them ``(*batch, *m)`` otherwise; with ``step``, which divides ``m``, of
+    every ``step``-th site.
     """
+    sizes, lattice = embedding.sizes, grid
+    if step is not None:
+        sizes = tuple(m // c for m, c in zip(sizes, step, strict=True))
+        spacing = [h * c for h, c in zip(grid.spacing, step, strict=True)]
+        lattice = Grid(grid.shape, spacing, grid.periodic)
     if embedding.kind == "cutoff":
         terms = radial_terms(kernel, grid)
         _check_room(cutoff_sizes(terms, grid, embedding.shape), embedding, kernel)
-        return cutoff_table(terms, grid, embedding.sizes, embedding.shape, device)
+        return cutoff_table(terms, lattice, sizes, embedding.shape, device)
     if embedding.kind == "intrinsic":
         terms = radial_terms(kernel, grid)
         _check_room(intrinsic_sizes(terms, grid, embedding.shape), embedding, kernel)
-        return intrinsic_table(terms, grid, embedding.sizes, embedding.order, embedding.shape, device)
+        return intrinsic_table(terms, lattice, sizes, embedding.order, embedding.shape, device)
     if reflection_symmetric(kernel):
-        lags = [torch.arange(m // 2 + 1) for m in embedding.sizes]
-        return stationary_at(kernel, grid, lags, device)[0]
+        lags = [torch.arange(m // 2 + 1) for m in sizes]
+        return stationary_at(kernel, lattice, lags, device)[0]
     lags = []
-    for m, wraps in zip(embedding.sizes, grid.periodic, strict=True):
+    for m, wraps in zip(sizes, grid.periodic, strict=True):
         j = torch.arange(m)
         lags.append(j if wraps else torch.where(j <= m // 2, j, j - m))
-    row, _ = stationary_at(kernel, grid, lags, device)
+    row, _ = stationary_at(kernel, lattice, lags, device)
     # the lag m/2 stands for both of its signs, which the corner never uses
     axes = list(range(-grid.ndim, 0))
     return (row + row.flip(axes).roll([1] * grid.ndim, axes)) / 2
@@ -299,7 +314,7 @@ def embedding_report(
     embedding = Embedding(chosen)
     with torch.no_grad():
         values = table(kernel, grid, embedding)
-        origin = values[(..., *(0,) * grid.ndim)]
+        origin = values.flatten(-grid.ndim)[..., 0]
         return judge(spectrum(values, chosen), embedding, origin)
 
 
@@ -320,20 +335,54 @@ def choose(
     """
     options, reason = candidates(kernel, grid, option, max_growth, max_sites)
     tried: list[EmbeddingReport] = []
+
+    def examine(embedding: Embedding, step: tuple[int, ...] | None = None) -> EmbeddingReport:
+        sizes = (
+            embedding.sizes
+            if step is None
+            else tuple(m // c for m, c in zip(embedding.sizes, step, strict=True))
+        )
+        values = spectrum(table(kernel, grid, embedding, device, step), sizes)
+        return judge(values, embedding, variance)
+
     with torch.no_grad():
         origin = stationary_at(kernel, grid, [torch.arange(1)] * grid.ndim, device)[0]
         variance = origin.reshape(origin.shape[: origin.dim() - grid.ndim])
         for embedding in options:
-            report = judge(
-                spectrum(table(kernel, grid, embedding, device), embedding.sizes), embedding, variance
-            )
-            tried.append(report)
-            if report.is_covariance:
+            # a covariance is one on every sublattice, which is cheap to see
+            step = None if clip else _coarse(embedding, grid)
+            if step is not None:
+                report = examine(embedding, step)
+                if report.smallest < -100 * TOLERANCE * max(report.largest, float(variance.max())):
+                    tried.append(report)
+                    continue
+            tried.append(examine(embedding))
+            if tried[-1].is_covariance:
                 return embedding, tried
+        if tried and not clip:
+            last = max(tried, key=lambda r: math.prod(r.sizes))
+            tried[tried.index(last)] = examine(last.embedding)
     plain = [r for r in tried if r.embedding.kind == "plain"]
     if clip and plain:
         return min(plain, key=lambda r: r.mass).embedding, tried
     raise refusal(kernel, grid, tried, reason, option)
+
+
+def _coarse(embedding: Embedding, grid: Grid) -> tuple[int, ...] | None:
+    """Steps that leave a sublattice of at most `COARSE` sites, where there are many more."""
+    step = [1] * grid.ndim
+    while math.prod(m // c for m, c in zip(embedding.sizes, step, strict=True)) > COARSE:
+        left = [
+            (m // c, axis)
+            for axis, (m, c) in enumerate(zip(embedding.sizes, step, strict=True))
+            if not grid.periodic[axis] and m // c > 4
+        ]
+        if not left:
+            break
+        m, axis = max(left)
+        step[axis] *= next((p for p in (2, 3, 5) if m % p == 0), m)
+    small = math.prod(m // c for m, c in zip(embedding.sizes, step, strict=True))
+    return tuple(step) if 4 * small <= math.prod(embedding.sizes) else None
 
 
 def refusal(
@@ -341,8 +390,9 @@ def refusal(
 ) -> EmbeddingError:
     """The error that says what was tried, what was found and what to do."""
     advice = (
-        'Use a shorter length scale or a rougher kernel, a larger max_growth or max_sites, method="cosine" or '
-        '(few sites) "dense"; or on_negative="clip", which reports the covariance error that it causes.'
+        "Use a shorter length scale or a rougher kernel, a larger max_growth or max_sites, "
+        'method="cosine" or (few sites) "dense"; or on_negative="clip", which reports the covariance error '
+        "that it causes."
     )
     if not tried:
         because = f": {reason}" if reason else " within max_growth and max_sites"
@@ -350,8 +400,8 @@ def refusal(
     last = max(tried, key=lambda r: math.prod(r.sizes))
     shown = ", ".join(str(r.embedding) for r in tried)
     return EmbeddingError(
-        f"The circulant embedding of {kernel!r} on {grid} is not a covariance: at {last.embedding} its smallest "
-        f"eigenvalue is {last.smallest:.6g} (largest {last.largest:.6g}), {last.negative} of "
+        f"The circulant embedding of {kernel!r} on {grid} is not a covariance: at {last.embedding} its "
+        f"smallest eigenvalue is {last.smallest:.6g} (largest {last.largest:.6g}), {last.negative} of "
         f"{math.prod(last.sizes)} are negative; tried {shown}"
         + (f" ({reason})" if reason else "")
         + f". {advice}",

@@ -3,18 +3,19 @@ al. 2006, section 4; Stein 2012, for fields with derivatives].
 
 With ``x = ‖h/ℓ‖/D ≤ 1`` on the grid, choose
 
-``ψ(x) = φ(x) + p(x)``, ``p(x) = Σ_{j≤q} a_j x^{2j}``, for ``x ≤ 1``;  ``b (R - x)^{2q+1}/x`` for ``1 ≤ x ≤ R``,
+``ψ(x) = φ(x) + p(x)``, ``p(x) = Σ_{j≤q} a_j x^{2j}``, for ``x ≤ 1``;  ``b (R - x)^{2q+1}/x`` for ``x ≤ R``,
 
 joined with ``q + 1`` continuous derivatives, which determines ``a`` and ``b``. The polynomial takes the long
-waves out of ``φ``, so that ``ψ`` is a covariance on a small torus however long the length scale is: ``q = 1`` for
-powered exponential families, ``q = 2`` for Matérn 3/2. Then ``Γ = C - p(x_i - x_j) = C + Q M Qᵀ`` with the
-corner ``C`` of the circulant, ``Q`` orthonormal polynomials of degree up to ``2q`` on the grid, and a small
-indefinite ``M = M₊ - M₋``. With ``q = 1`` and the constant and quadratic terms of ``M`` left out this is the
-random plane of Stein (2002), which has the increments of the field and not its covariance; here all of ``M`` counts.
+waves out of ``φ``, so that ``ψ`` is a covariance on a small torus however long the length scale is: ``q =
+1`` for powered exponential families, ``q = 2`` for Matérn 3/2. Then ``Γ = C - p(x_i - x_j) = C + Q M Qᵀ``
+with the corner ``C`` of the circulant, ``Q`` orthonormal polynomials of degree up to ``2q`` on the grid, and
+a small indefinite ``M = M₊ - M₋``. With ``q = 1`` and nothing but the linear part of ``M`` this is the random
+plane of Stein (2002), which has the increments of the field and not its covariance; here all of ``M``
+counts.
 
-Root: ``S = C + Q M₊ Qᵀ`` is coloured by adding a random polynomial, and ``Γ = S - V Vᵀ``, ``V = Q M₋^{1/2}``, by
-``η = s - V T Vᵀ S⁻¹ s``, ``T = (I + (I - G)^{1/2})⁻¹``, ``G = Vᵀ S⁻¹ V ≼ I``: then ``2T - T G T = I`` and ``Cov η = S - V Vᵀ``.
-``H = C⁻¹ Q`` is solved for once; ``Qᵀ S⁻¹ = (I + Qᵀ H M₊)⁻¹ Hᵀ``.
+Root: ``S = C + Q M₊ Qᵀ`` is coloured by adding a random polynomial, and ``Γ = S - V Vᵀ``, ``V = Q M₋^{1/2}``,
+by ``η = s - V T Vᵀ S⁻¹ s``, ``T = (I + (I - G)^{1/2})⁻¹``, ``G = Vᵀ S⁻¹ V ≼ I``: then ``2T - T G T = I`` and
+``Cov η = S - V Vᵀ``. ``H = C⁻¹ Q`` is solved for once; ``Qᵀ S⁻¹ = (I + Qᵀ H M₊)⁻¹ Hᵀ``.
 """
 
 from __future__ import annotations
@@ -176,10 +177,11 @@ class _Spectral(torch.autograd.Function):
         values, vectors = torch.linalg.eigh(matrix)
         images = f(values)
         ctx.save_for_backward(values, vectors, images, df(values))
-        return (vectors * images.unsqueeze(-2)) @ vectors.mT
+        result: Tensor = (vectors * images.unsqueeze(-2)) @ vectors.mT
+        return result
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         values, vectors, images, slopes = ctx.saved_tensors
         gap = values.unsqueeze(-1) - values.unsqueeze(-2)

@@ -1,9 +1,9 @@
 r"""Isotropic covariances beyond the diameter of a grid: what cut-off and intrinsic embeddings share.
 
 A covariance is a sum of terms ``φ_t(x_t)`` of scaled distances ``x_t = ‖h/ℓ_t‖ / D_t``, where ``D_t`` is the
-scaled diameter of the grid, so that ``x_t ≤ 1`` for every lag of the grid. An extension keeps ``φ_t`` there and
-chooses ``ψ_t`` on ``[1, R]``, zero beyond; the periodic covariance is ``c(h) = Σ_t Σ_s ψ_t(h + sL)`` over whole
-periods ``L``, and equals ``Σ ψ_t`` on the grid if ``L_a ≥ (n_a - 1) h_a + R D_t ℓ_{ta}`` along every axis.
+scaled diameter of the grid, so that ``x_t ≤ 1`` for every lag of the grid. An extension keeps ``φ_t`` there
+and chooses ``ψ_t`` on ``[1, R]``, zero beyond; the periodic covariance is ``c(h) = Σ_t Σ_s ψ_t(h + sL)`` over
+whole periods ``L``, and equals ``Σ ψ_t`` on the grid if ``L_a ≥ (n_a - 1) h_a + R D_t ℓ_{ta}`` in every axis.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _radial(term: gpytorch.kernels.Kernel, grid: Grid) -> RadialTerm:
     for factor in factors:
         if not isinstance(factor, StationaryKernel) or not factor.reflection_symmetric:
             raise NotRadialError(
-                f"{type(factor).__name__} is not known to be a function of a scaled distance, which cut-off and "
-                "intrinsic embeddings need"
+                f"{type(factor).__name__} is not known to be a function of a scaled distance, which cut-off "
+                "and intrinsic embeddings need"
             )
     scales = [f.lengthscale.squeeze(-2).to(torch.float64) for f in factors]
     wide = [s.expand(*s.shape[:-1], grid.ndim) for s in scales]
@@ -92,19 +92,16 @@ def _radial(term: gpytorch.kernels.Kernel, grid: Grid) -> RadialTerm:
     def profile(x: Tensor) -> Tensor:
         result = torch.ones((), dtype=x.dtype, device=x.device)
         for factor, ell in zip(factors, wide, strict=True):
-            scaled = x * _front(metric[..., 0] / ell[..., 0], x)
-            result = result * _front(factor.variance, x) * factor.correlation(scaled)
+            scaled = x * front(metric[..., 0] / ell[..., 0], x)
+            result = result * front(factor.variance, x) * factor.correlation(scaled)
         return result
 
     return RadialTerm(term, metric, profile)
 
 
-def _front(value: Tensor, like: Tensor) -> Tensor:
+def front(value: Tensor, like: Tensor) -> Tensor:
     """``(*batch,)`` as ``(*batch, 1, …)``, as many axes as ``like``."""
     return value.to(like).reshape(*value.shape, *(1,) * (like.dim() - value.dim()))
-
-
-front = _front
 
 
 def least_sizes(found: Sequence[RadialTerm], grid: Grid, reach: Sequence[Tensor | float]) -> tuple[int, ...]:

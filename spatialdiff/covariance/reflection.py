@@ -1,20 +1,22 @@
-r"""Stationary Γ on a small grid, by the reflections of the grid: a quarter of the work of a dense matrix and less.
+r"""Stationary Γ on a small grid, by the reflections of the grid: a fraction of the work of a dense matrix.
 
 A stationary covariance on a grid does not change when the grid is turned about its centre, and for kernels
-of ``|h_a|`` not when it is reflected in any axis [Cantoni & Butler 1976]. Γ is then block diagonal in the parts of
-a field that are even or odd under each reflection: with ``e_i = (x_i + x_{n-1-i})/√2``, ``o_i = (x_i - x_{n-1-i})/√2``,
+of ``|h_a|`` not when it is reflected in any axis [Cantoni & Butler 1976]. Γ is then block diagonal in the
+parts of a field that are even or odd under each reflection: with ``e_i = (x_i + x_{n-1-i})/√2``, ``o_i = (x_i
+- x_{n-1-i})/√2``,
 
 ``Cov(e_i, e_j) = k(i-j) + k(i+j-n+1)``, ``Cov(o_i, o_j) = k(i-j) - k(i+j-n+1)``, ``Cov(e_i, o_j) = 0``,
 
 and the same in every axis: ``2^d`` blocks of ``n/2^d`` sites, ``4^{-d}`` of the flops of a dense Cholesky
-factorisation and ``2^{-d}`` of those of a product. ``R = Uᵀ blockdiag(L)`` with the orthogonal ``U`` that splits and
-Cholesky factors ``L`` is square: it colours, whitens, solves and has a determinant, exactly.
+factorisation and ``2^{-d}`` of those of a product. ``R = Uᵀ blockdiag(L)`` with the orthogonal ``U`` that
+splits and Cholesky factors ``L`` is square: it colours, whitens, solves and has a determinant, exactly.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import gpytorch
 import torch
@@ -103,14 +105,13 @@ class ReflectionCovariance(Covariance):
         origin, _ = stationary_at(self.kernel, self.domain, [torch.arange(1)] * self.domain.ndim, self.device)
         return origin
 
-    @property
-    def report(self) -> CovarianceReport:
+    def _report(self) -> CovarianceReport:
         return CovarianceReport(
             self.method,
             exact=True,
             error_bound=0.0,
-            reason=f"every pair of sites in {len(self.split.patterns)} blocks that the reflections of the grid "
-            "separate, Cholesky in float64",
+            reason=f"every pair of sites in {len(self.split.patterns)} blocks that the reflections of the "
+            "grid separate, Cholesky in float64",
         )
 
 
@@ -160,7 +161,8 @@ class Split:
             return y.permute(order).reshape(*lead, len(self.patterns), self.size)
         parts = []
         for pattern in self.patterns:
-            part = y[(..., *self._slices(pattern))].reshape(*lead, -1)
+            index: Any = (..., *self._slices(pattern))
+            part = y[index].reshape(*lead, -1)
             parts.append(torch.nn.functional.pad(part, (0, self.size - part.shape[-1])))
         return torch.stack(parts, -2)
 
@@ -200,12 +202,19 @@ def reflection_blocks(
     if not reflection_symmetric(kernel):
         return _turned_blocks(kernel, grid, device)
     table, _ = stationary_at(kernel, grid, [torch.arange(n) for n in grid.shape], device)
-    split, d = Split(grid.shape), grid.ndim
+    return table_blocks(table, grid.shape)
+
+
+def table_blocks(table: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The blocks of the matrix ``c(|i - j|)``, from ``c`` at lags ``0 … n-1`` per axis, ``(*batch,
+    *shape)``.
+    """
+    split, d = Split(shape), len(shape)
     lead = table.shape[: table.dim() - d]
     found = []
     for pattern, sizes in zip(split.patterns, split.sizes, strict=True):
         block = table
-        for axis, (n, p) in enumerate(zip(grid.shape, pattern, strict=True)):
+        for axis, (n, p) in enumerate(zip(shape, pattern, strict=True)):
             near, far, weight = (v.reshape(-1).to(table.device) for v in _gathers(n, p))
             direct, mirrored = (block.index_select(axis - d, lag) for lag in (near, far))
             view = (-1, *(1,) * (d - 1 - axis))
@@ -229,9 +238,10 @@ def _turned_blocks(kernel: gpytorch.kernels.Kernel, grid: Grid, device: torch.de
         half, other = sites[:count], sites.flip(0)[:count]
         weight = _gathers(grid.size, parity)[2].to(table.device)
         shift = torch.tensor(grid.shape) - 1
-        near, far = (
-            table[(..., *(half[:, None] - to + shift).to(table.device).unbind(-1))] for to in (half, other)
-        )
+        lags: list[Any] = [
+            (..., *(half[:, None] - to + shift).to(table.device).unbind(-1)) for to in (half, other)
+        ]
+        near, far = (table[lag] for lag in lags)
         found.append(_padded((near - far if parity else near + far) * weight, split.size))
     return torch.stack(found, -3)
 
@@ -255,8 +265,8 @@ def block_cholesky(blocks: Tensor) -> Tensor:
         smallest = float(torch.linalg.eigvalsh(blocks.detach()).min())
         raise ValueError(
             f"Γ is not positive definite: smallest eigenvalue {smallest:.3g}, largest diagonal entry "
-            f"{float(blocks.detach().diagonal(dim1=-2, dim2=-1).max()):.3g}. Add a Nugget to the kernel, or use a "
-            "rougher or shorter one."
+            f"{float(blocks.detach().diagonal(dim1=-2, dim2=-1).max()):.3g}. Add a Nugget to the kernel, or "
+            "use a rougher or shorter one."
         )
     result: Tensor = factor
     return result

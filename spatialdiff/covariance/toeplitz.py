@@ -1,12 +1,12 @@
 r"""Block-Toeplitz matrices: products by FFT, determinants.
 
-*Products.* ``Γ x`` is a corner of the product with any circulant that has Γ as its corner, a covariance or not,
-``2(n-1)`` sites per axis: padded and cropped axis by axis, so that no transform runs over rows that are zero
-or dropped.
+*Products.* ``Γ x`` is a corner of the product with any circulant that has Γ as its corner, a covariance or
+not, ``2(n-1)`` sites per axis: padded and cropped axis by axis, so that no transform runs over rows that are
+zero or dropped.
 
 *Determinant in one dimension.* Durbin's recursion gives the one-step prediction errors ``σ_j²``:
-``log det T = Σ_j log σ_j²`` (Golub & Van Loan 2013, algorithm 4.7.1), ``O(n²)``. With the last predictor ``a``
-(``a_0 = 1``, order ``p = n - 1``) the derivative needs sums along diagonals of the inverse,
+``log det T = Σ_j log σ_j²`` (Golub & Van Loan 2013, algorithm 4.7.1), ``O(n²)``. With the last predictor
+``a`` (``a_0 = 1``, order ``p = n - 1``) the derivative needs sums along diagonals of the inverse,
 ``Σ_i (T⁻¹)_{i,i+k} = σ_p⁻² Σ_i (n - k - 2i) a_i a_{i+k}`` (Musicus 1988), two correlations.
 """
 
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from spatialdiff.covariance.cosine import autocorrelation
 
 
 def toeplitz_multiply(x: Tensor, half: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -40,6 +42,17 @@ def toeplitz_multiply(x: Tensor, half: Tensor, sizes: Sequence[int]) -> Tensor:
     return result
 
 
+def cosine_projection(table: Tensor, shape: Sequence[int]) -> Tensor:
+    """``c_kᵀ T c_k`` in the cosine basis of the matrix with covariances ``table`` at lags ``0 … n-1`` per
+    axis, ``(*batch, *shape)``; see `spatialdiff.covariance.cosine`.
+    """
+    for axis, n in zip(range(-len(shape), 0), shape, strict=True):
+        fold = torch.cat([torch.ones(1), torch.full((n - 1,), 2.0)]).to(table)
+        weights = autocorrelation(n, table.device) * fold
+        table = (table.movedim(axis, -1) @ weights.mT).movedim(-1, axis)
+    return table
+
+
 def durbin(row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``log det T``, the predictor ``a`` ``(*batch, n)`` and its error ``σ_p²`` of the symmetric Toeplitz
     matrix with first row ``row`` ``(*batch, n)``.
@@ -59,8 +72,8 @@ def durbin(row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         error = error * (1 - reflection.square())
         if not bool((error > 0).all()):
             raise ValueError(
-                f"log_det: Γ is not positive definite to working precision: the prediction error of site {k} of "
-                f"{n} is {float(error.min()):.3g}. Add a Nugget to the kernel."
+                f"log_det: Γ is not positive definite to working precision: the prediction error of site {k} "
+                f"of {n} is {float(error.min()):.3g}. Add a Nugget to the kernel."
             )
         a[..., : k + 1] += reflection[..., None] * a[..., : k + 1].flip(-1)
         total = total + error.log()
@@ -75,13 +88,14 @@ class _ToeplitzLogDet(torch.autograd.Function):
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         a, error = ctx.saved_tensors
         n = a.shape[-1]
         k = torch.arange(n, dtype=a.dtype, device=a.device)
         sums = ((n - k) * _correlate(a, a) - 2 * _correlate(k * a, a)) / error[..., None]
-        return grads[0][..., None] * torch.where(k == 0, 1.0, 2.0) * sums
+        result: Tensor = grads[0][..., None] * torch.where(k == 0, 1.0, 2.0) * sums
+        return result
 
 
 def _correlate(u: Tensor, v: Tensor) -> Tensor:
@@ -94,8 +108,8 @@ def _correlate(u: Tensor, v: Tensor) -> Tensor:
 
 
 def toeplitz_log_det(row: Tensor) -> Tensor:
-    """``log det T`` of the symmetric Toeplitz matrices with first rows ``row``, ``(*batch, n)`` → ``(*batch,)``;
-    once differentiable.
+    """``log det T`` of the symmetric Toeplitz matrices with first rows ``row``, ``(*batch, n)`` →
+    ``(*batch,)``; once differentiable.
     """
     result: Tensor = _ToeplitzLogDet.apply(row)
     return result
