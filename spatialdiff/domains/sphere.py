@@ -2,8 +2,8 @@ r"""Latitude–longitude grids on a sphere of radius ``a``.
 
 The site of latitude ``φ`` and longitude ``λ`` is ``a (cos φ cos λ, cos φ sin λ, sin φ)`` in ``R³``. Latitudes
 increase from south to north and are symmetric about the equator; longitudes are ``2πj/n_λ``, from 0. With
-``w_i`` the weights of a rule for ``∫_{-1}^{1} f(sin φ) d(sin φ)``, an integral over the sphere is ``a² Σ_ij w_i
-(2π/n_λ) f(φ_i, λ_j)``:
+``w_i`` the weights of a rule for ``∫_{-1}^{1} f(sin φ) d(sin φ)``, an integral over the sphere is ``a² Σ_ij
+w_i (2π/n_λ) f(φ_i, λ_j)``:
 
 - equiangular with poles, ``φ_i = -π/2 + πi/(n-1)``: Clenshaw–Curtis, exact for polynomials of degree ``n-1``;
 - equiangular without poles, ``φ_i = -π/2 + π(i+1/2)/n``: Fejér's first rule, exact for degree ``n-1``;
@@ -48,6 +48,8 @@ class Sphere(Domain):
     grid: SphereGrid
     radius: float
     poles: bool
+    # the coordinates are in R³, where nothing wraps
+    periodic: tuple[bool, ...] = (False, False)
 
     def __init__(
         self,
@@ -76,11 +78,6 @@ class Sphere(Domain):
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "radius", float(radius))
         object.__setattr__(self, "poles", with_poles)
-
-    @property
-    def periodic(self) -> tuple[bool, ...]:  # type: ignore[override]
-        """Neither axis is periodic in ``R³``, where the coordinates are; longitude wraps by itself."""
-        return (False, False)
 
     @property
     def size(self) -> int:
