@@ -39,7 +39,7 @@ class GraphMaternCovariance(PowerCovariance):
             Laplacian.
     """
 
-    method = "graph_matern"
+    method = "graph"
     domain: Graph
 
     def __init__(

@@ -9,7 +9,7 @@ symmetric mode with minimum-degree ordering), in float64 on the CPU.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ def multiply(x: Tensor, matrix: Any) -> Tensor:
     return _multiply(x, matrix)
 
 
-def symmetric_factor(matrix: Any, ordering: str = "MMD_AT_PLUS_A") -> Any:
+def symmetric_factor(matrix: Any, ordering: Literal["MMD_AT_PLUS_A", "NATURAL"] = "MMD_AT_PLUS_A") -> Any:
     """SuperLU factor ``P A Pᵀ = L U``, ``U = D Lᵀ``, of a symmetric positive definite CSC matrix, by default
     in minimum-degree order.
 

@@ -112,7 +112,7 @@ class Graph(Domain):
         """
         raise ValueError(
             "A Graph has no coordinates, so that kernels of a distance do not apply; use "
-            'method="graph_matern", or Points or a Mesh where sites have coordinates.'
+            'method="graph", or Points or a Mesh where sites have coordinates.'
         )
 
     @property
