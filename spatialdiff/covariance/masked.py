@@ -186,7 +186,7 @@ class MaskedCovariance(Covariance):
             solution = attach_solve(b - self._matmul(solution), solution, run)
         return solution.to(x.dtype)
 
-    def _compute_dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         """The matrix on the valid cells."""
         assert self.kernel is not None
         if not getattr(self.inner, "clipped", False):
@@ -200,14 +200,20 @@ class MaskedCovariance(Covariance):
         if self._is_dense:
             return self.inner._log_det()
         if self.domain.size <= LOG_DET_SITES:
-            factor, info = torch.linalg.cholesky_ex(self._factor("dense"))
-            if bool((info != 0).any()):
-                raise ValueError(
-                    "log_det: Γ is not positive definite to working precision; add a Nugget to the kernel."
-                )
-            exact: Tensor = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            return exact
-        return self._stochastic_log_det()[0]
+            return self._factor("exact_log_det")
+        return self._factor("stochastic_log_det")[0]
+
+    def _compute_exact_log_det(self) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(self._dense())
+        if bool((info != 0).any()):
+            raise ValueError(
+                "log_det: Γ is not positive definite to working precision; add a Nugget to the kernel."
+            )
+        exact: Tensor = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return exact
+
+    def _compute_stochastic_log_det(self) -> Tensor:
+        return torch.stack(self._stochastic_log_det())
 
     def _stochastic_log_det(self) -> tuple[Tensor, Tensor]:
         if self.domain.grid.size - self.domain.size > MOST_CELLS:
@@ -240,15 +246,11 @@ class MaskedCovariance(Covariance):
             device=self.device,
         )
 
-    def _compute_log_det_error(self) -> Tensor:
-        with torch.no_grad():
-            return self._stochastic_log_det()[1]
-
     def _log_det_standard_error(self) -> Tensor:
         if self._is_dense or self.domain.size <= LOG_DET_SITES:
             return super()._log_det_standard_error()
         with torch.no_grad():
-            return self._factor("log_det_error")
+            return self._factor("stochastic_log_det")[1]
 
     def _variance(self) -> Tensor:
         values = self.inner._variance()

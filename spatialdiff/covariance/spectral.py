@@ -24,8 +24,8 @@ def check_grid(domain: Domain, name: str) -> None:
     """Raise unless the domain is a regular grid."""
     if not isinstance(domain, Grid):
         raise TypeError(
-            f'{name} needs a Grid, got {type(domain).__name__}; on a masked grid use method="masked", '
-            'elsewhere method="dense" or "vecchia".'
+            f"{name} needs a Grid, got {type(domain).__name__}; a masked grid takes MaskedCovariance, other "
+            'domains method="dense" or "vecchia".'
         )
 
 

@@ -50,6 +50,32 @@ class TestLine(TestGaussian):
         return Matern(1.5, 1.6, 1.7) + Exponential(0.8, 0.4) + Nugget(0.2)
 
 
+class TestCircle(TestLine):
+    grid = sd.Grid(8, spacing=0.7, periodic=True)
+
+    def kernel(self):
+        return Matern(1.5, 0.5, 1.7) + Exponential(0.3, 0.4) + Nugget(0.2)
+
+
+class TestFlat(TestGaussian):
+    """A kernel that does not depend on the second axis is constant along it: of rank 4 but for the nugget."""
+
+    grid = sd.Grid((4, 3))
+
+    def kernel(self):
+        scaled = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(0.5, active_dims=[0])).double()
+        return scaled + Nugget(0.3)
+
+
+class TestProduct(TestGaussian):
+    """Factors on overlapping axes merge: the Gaussian has a share in both blocks."""
+
+    grid = sd.Grid((3, 2, 3))
+
+    def kernel(self):
+        return Gaussian((2.0, 3.0, 1.5), 1.3) * Separable(Matern(1.5, 2.0), Exponential(2.0)) + Nugget(0.1)
+
+
 class TestUneven(TestGaussian):
     grid = UNEVEN
     channels = 2

@@ -220,6 +220,12 @@ def test_ocean_log_det(ocean, ocean_gamma):
     assert abs(ocean_gamma.log_det().item() - OCEAN_LOG_DET) < 5 * error
 
 
+def test_determinants_are_computed_once(ocean_gamma, monkeypatch):
+    value = ocean_gamma.log_det()
+    monkeypatch.setattr(ocean_gamma, "_stochastic_log_det", None)
+    assert torch.equal(ocean_gamma.log_det(), value)
+
+
 def test_choice():
     kernel = Matern(1.5, 2.0) + Nugget(0.1)
     few = sd.Grid((10, 10)).masked(torch.ones(10, 10, dtype=torch.bool))

@@ -205,7 +205,7 @@ def test_gradient_in_the_smoothness():
     x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def log_prob(nu):
-        kernel = Matern(nu, 0.9, trainable_nu=True)
+        kernel = Matern(nu, 1.1, trainable_nu=True)
         return TorusCovariance(kernel, grid).log_prob(x), kernel.raw_nu
 
     value, raw = log_prob(1.3)
