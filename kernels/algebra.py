@@ -1,14 +1,12 @@
-r"""Sums and products of kernels, with their spectral densities.
+r"""Sums and products of kernels.
 
-A sum's spectral density is the sum. For a product, every family here is a scale mixture of Gaussians,
-``ρ(r) = E exp(-r²/(2G))`` (Matérn: ``G ~ Gamma(ν, rate ν)``, since its spectral density is a Student t with
-``2ν`` degrees of freedom; Gaussian: ``G = 1``), and a product of Gaussians is a Gaussian with precision
-``p_a = Σ_j 1/(ℓ_{ja}² G_j)`` along axis ``a``. Hence ``S(ω) = ∏σ_j² E[(2π)^{d/2} ∏ p_a^{-1/2} exp(-½ Σ
-ω_a²/p_a)]``, by the trapezoidal rule in ``log G`` (geometric convergence).
+``S(ω)`` of a sum is the sum; of a product, see `spatialdiff.kernels.product_density`. A composite is
+isotropic, and has an effective range, where its members are functions of one and the same distance.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -20,11 +18,10 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.kernels.base import SpatialKernel, gaussian_constant
+from spatialdiff.kernels.base import SpatialKernel, StationaryKernel
 from spatialdiff.kernels.families import Nugget
-from spatialdiff.kernels.mixtures import mixture
-
-_CHUNK = 4_000_000
+from spatialdiff.kernels.lags import paired
+from spatialdiff.kernels.product_density import product_density
 
 
 def at_lags(kernel: Kernel, h: Tensor) -> Tensor:
@@ -68,45 +65,6 @@ def terms(kernel: Kernel) -> list[list[Kernel]]:
     return [[kernel]]
 
 
-def _product_density(factors: list[Kernel], omega: Tensor) -> Tensor:
-    d = omega.shape[-1]
-    w2 = omega.detach().double().square().sum(-1).max()
-    variance = omega.new_ones(())
-    precisions, weight = omega.new_zeros(1, d), omega.new_ones(1)
-    for factor in factors:
-        longest = float(factor.lengthscale.detach().max()) if factor.has_lengthscale else 0.0
-        nodes = mixture(factor, float(w2) * longest**2, d)
-        if nodes is None:
-            raise TypeError(
-                "spectral_density of a product needs factors of spatialdiff.kernels (Matern, Exponential, "
-                "Gaussian, Nugget), "
-                f"got {type(factor).__name__}."
-            )
-        g, w = (v.to(omega) for v in nodes)
-        ell = factor.lengthscale.to(omega)
-        ell = ell.expand(*ell.shape[:-1], d)
-        # every pair of an old node and a new one
-        precisions = (precisions.unsqueeze(-2) + 1 / (ell.square() * g[:, None]).unsqueeze(-3)).flatten(
-            -3, -2
-        )
-        weight = (weight.unsqueeze(-1) * w.unsqueeze(-2)).flatten(-2)
-        variance = variance * factor.variance.to(omega)
-        if weight.shape[-1] > 1_000_000:
-            raise ValueError(
-                f"spectral_density of a product of {len(factors)} Matérn factors needs "
-                f"{weight.shape[-1]:.1e} nodes per frequency; "
-                "use at most two non-Gaussian factors."
-            )
-    coefficient = variance.unsqueeze(-1) * gaussian_constant(d) * weight / precisions.prod(-1).sqrt()
-    flat = omega.reshape(-1, d)
-    parts = [
-        (torch.exp(-0.5 * chunk.square() @ (1 / precisions).mT) @ coefficient.unsqueeze(-1)).squeeze(-1)
-        for chunk in flat.split(max(1, _CHUNK // (coefficient.numel())))
-    ]
-    joined = torch.cat(parts, -1)
-    return joined.reshape(*joined.shape[:-1], *omega.shape[:-1])
-
-
 def _term_density(factors: list[Kernel], omega: Tensor) -> Tensor:
     if any(isinstance(factor, Nugget) for factor in factors):
         return torch.zeros_like(omega[..., 0])
@@ -119,7 +77,7 @@ def _term_density(factors: list[Kernel], omega: Tensor) -> Tensor:
             )
         density: Tensor = factors[0].spectral_density(omega)
         return density
-    return _product_density(factors, omega)
+    return product_density(factors, omega)
 
 
 # results of members without a batch, or with a smaller one, lack leading axes only: they broadcast
@@ -131,10 +89,40 @@ def _product(values: Iterable[Tensor]) -> Tensor:
     return functools.reduce(operator.mul, values)
 
 
+def scaled(kernel: Kernel, factor: float) -> Kernel:
+    """``c k``: a copy of ``kernel``, with parameters of its own, whose variance is ``c`` times as large.
+
+    Raises:
+        TypeError: a kernel of gpytorch, which is scaled by its `ScaleKernel`.
+        ValueError: a factor that is not positive and finite.
+    """
+    if not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"A kernel can be multiplied by a positive number, got {factor!r}.")
+    if isinstance(kernel, gpytorch.kernels.AdditiveKernel):
+        return Sum(*(scaled(part, factor) for part in kernel.kernels))
+    if isinstance(kernel, gpytorch.kernels.ProductKernel):
+        first, *rest = kernel.kernels
+        return Product(scaled(first, factor), *(copy.deepcopy(part) for part in rest))
+    if not isinstance(kernel, SpatialKernel):
+        raise TypeError(
+            f"{type(kernel).__name__} cannot be multiplied by a number here; use "
+            "gpytorch.kernels.ScaleKernel."
+        )
+    result = copy.deepcopy(kernel)
+    result.variance = result.variance.detach() * factor
+    return result
+
+
+def times(kernel: Kernel, other: Kernel | float) -> Kernel:
+    """``k k'``, or ``c k`` for a number."""
+    return scaled(kernel, float(other)) if isinstance(other, int | float) else Product(kernel, other)
+
+
 class _Composite:
     """What `Sum` and `Product` share: the expansion into sums of products."""
 
     kernels: torch.nn.ModuleList
+    batch_shape: torch.Size
 
     def spectral_density(self, omega: Tensor) -> Tensor:
         """``S(ω)`` of the continuous part at angular frequencies ``(..., d)``, radians per unit length
@@ -168,6 +156,70 @@ class _Composite:
     def is_stationary(self) -> bool:
         return all(kernel.is_stationary for kernel in self.kernels)
 
+    def check_dimension(self, d: int) -> None:
+        """Raise ValueError unless every member is positive definite in ``d`` dimensions."""
+        for kernel in self.kernels:
+            check = getattr(kernel, "check_dimension", None)
+            if check is not None:
+                check(d)
+
+    @property
+    def effective_range(self) -> Tensor:
+        """Smallest distance from which on the correlation, a nugget included, is at most 0.05, shape
+        ``(*batch, 1, 1)``.
+
+        Raises:
+            ValueError: a member that is no function of the distance, such as one with a length scale per
+                axis.
+        """
+        longest = torch.zeros(self.batch_shape, dtype=torch.float64)
+        for factor in itertools.chain(*self._terms()):
+            reach = _isotropic_range(factor)
+            longest = torch.maximum(longest, reach)
+        with torch.no_grad():
+            total = self.variance
+            # from far to near: the last place where the correlation is above
+            far = torch.linspace(1, 0, 2049, dtype=torch.float64)
+            at = far * (2 * longest.unsqueeze(-1))
+            above = self._at_distances(at) > 0.05 * total.unsqueeze(-1)
+            while bool(above[..., 0].any()):
+                longest = torch.where(above[..., 0], 2 * longest, longest)
+                at = far * (2 * longest.unsqueeze(-1))
+                above = self._at_distances(at) > 0.05 * total.unsqueeze(-1)
+            last = above.to(torch.int8).argmax(-1, keepdim=True)
+            low = at.gather(-1, last).squeeze(-1)
+            high = at.gather(-1, (last - 1).clamp_min(0)).squeeze(-1)
+            for _ in range(60):
+                middle = (low + high) / 2
+                inside = self._at_distances(middle.unsqueeze(-1)).squeeze(-1) > 0.05 * total
+                low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+            return high.reshape(*self.batch_shape, 1, 1)
+
+    def _at_distances(self, r: Tensor) -> Tensor:
+        """``k`` at distances of every member of the batch, ``(*batch, n)`` → ``(*batch, n)``."""
+        lags, batch = r.unsqueeze(-1), self.batch_shape
+
+        def value(kernel: Kernel) -> Tensor:
+            return paired(functools.partial(at_lags, kernel), kernel, lags, batch)
+
+        return _sum(_product(value(factor) for factor in term) for term in self._terms())
+
+    def _terms(self) -> list[list[Kernel]]:
+        assert isinstance(self, Kernel)
+        return terms(self)
+
+
+def _isotropic_range(kernel: Kernel) -> Tensor:
+    """Effective range of a family with one length scale, ``(*batch,)``."""
+    if isinstance(kernel, StationaryKernel):
+        reach = kernel.effective_range.detach()
+        if reach.shape[-1] == 1:
+            return reach.reshape(kernel.batch_shape)
+    raise ValueError(
+        f"effective_range of a sum or a product needs isotropic families with one length scale, got "
+        f"{kernel!r}."
+    )
+
 
 def _variance(kernel: Kernel) -> Tensor:
     if isinstance(kernel, SpatialKernel | _Composite):
@@ -199,8 +251,10 @@ class Sum(_Composite, gpytorch.kernels.AdditiveKernel):
     def __add__(self, other: Kernel) -> Sum:
         return Sum(self, other)
 
-    def __mul__(self, other: Kernel) -> Product:
-        return Product(self, other)
+    def __mul__(self, other: Kernel | float) -> Kernel:
+        return times(self, other)
+
+    __rmul__ = __mul__
 
     def __repr__(self) -> str:
         return " + ".join(repr(kernel) for kernel in self.kernels)
@@ -230,8 +284,10 @@ class Product(_Composite, gpytorch.kernels.ProductKernel):
     def __add__(self, other: Kernel) -> Sum:
         return Sum(self, other)
 
-    def __mul__(self, other: Kernel) -> Product:
-        return Product(self, other)
+    def __mul__(self, other: Kernel | float) -> Kernel:
+        return times(self, other)
+
+    __rmul__ = __mul__
 
     def __repr__(self) -> str:
         parts = (

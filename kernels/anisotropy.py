@@ -170,13 +170,10 @@ class Anisotropic(LagKernel):
             "Anisotropic: no micro-ergodic parameter is defined for the transform; ask the kernel inside."
         )
 
-    def metric(self, d: int) -> Tensor:
-        """``Q = R Λ⁻² Rᵀ``, for which ``k(h)`` is ``k_0`` at length ``√(hᵀ Q h)`` where ``k_0`` is isotropic,
-        shape ``(*batch, d, d)``.
-        """
+    def to_principal_axes(self, d: int) -> Tensor:
+        """``Λ⁻¹ Rᵀ``, what lags of ``d`` coordinates are multiplied by, shape ``(*batch, d, d)``."""
         self.check_dimension(d)
-        scaled = self.axes / self.scales.unsqueeze(-2)
-        return scaled @ scaled.mT
+        return (self.axes / self.scales.unsqueeze(-2)).mT
 
     def _batched(self, x: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
         batch = torch.Size(self._batch_shape)

@@ -140,10 +140,12 @@ class SpatialKernel(gpytorch.kernels.Kernel):
 
         return Sum(self, other)
 
-    def __mul__(self, other: gpytorch.kernels.Kernel) -> gpytorch.kernels.Kernel:
-        from spatialdiff.kernels.algebra import Product
+    def __mul__(self, other: gpytorch.kernels.Kernel | float) -> gpytorch.kernels.Kernel:
+        from spatialdiff.kernels.algebra import times
 
-        return Product(self, other)
+        return times(self, other)
+
+    __rmul__ = __mul__
 
 
 class StationaryKernel(SpatialKernel, ABC):
