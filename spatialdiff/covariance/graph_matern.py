@@ -31,7 +31,7 @@ class GraphMaternCovariance(PowerCovariance):
         root: ``"auto"``: exact, and square unless ν is odd; ``"symmetric"``: always square, ``A^{-ν/2}``.
         tolerance: largest relative error of the rational function (of Γ: twice that).
         normalize: ``"none"``: the formula above; ``"mean"``: the variance is σ² on average over the nodes;
-            ``"site"``: at every node.
+            ``"site"``: at every node. Derivatives of what is normalised: up to 1024 nodes.
 
     Raises:
         TypeError: a domain that is not a graph.

@@ -45,7 +45,9 @@ class PowerCovariance(Covariance):
         root: ``"auto"``, or ``"symmetric"`` for the square root ``D A^{-α/2}`` also where α is odd.
         tolerance: relative error of ``r``, which only fractional powers use.
         normalize: ``"none"``; ``"site"``: ``s`` is scaled so that the variance is the kernel's at every site;
-            ``"mean"``: so that it is on average.
+            ``"mean"``: so that it is on average. Derivatives of a variance, so also of what is normalised,
+            need every entry of Γ: up to `DENSE_SITES` sites; beyond, a backward pass through it raises
+            RuntimeError.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class SPDECovariance(PowerCovariance):
             through a rational function where α is not even.
         tolerance: largest relative error of the rational function (of Γ: twice that).
         normalize: ``"none"``; ``"site"``: the variance is σ² at every vertex, boundary included; ``"mean"``:
-            on average.
+            on average. Derivatives of what is normalised: up to 1024 vertices.
 
     Raises:
         TypeError: a domain that is not a mesh.
