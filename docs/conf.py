@@ -1,6 +1,8 @@
 """Sphinx configuration: `make docs` builds with warnings as errors."""
 
 import re
+import sys
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -72,7 +74,15 @@ def _mathml(as_block):
     return visit
 
 
+def _draw_gallery(app):
+    sys.path.insert(0, str(Path(__file__).parent))
+    from gallery import draw
+
+    draw(Path(__file__).parent / "_static" / "gallery")
+
+
 def setup(app):
+    app.connect("builder-inited", _draw_gallery)
     # browsers show MathML without a network; where there is one, MathJax sets it better
     app.add_html_math_renderer("mathml", (_mathml(False), None), (_mathml(True), None))
     app.add_js_file(MATHJAX_URL, loading_method="async")

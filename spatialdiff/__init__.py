@@ -21,17 +21,29 @@ os.environ.setdefault("KEOPS_VERBOSE", "0")
 if TYPE_CHECKING:
     from spatialdiff import data, evaluation, kernels, networks, oracles, plotting
     from spatialdiff.covariance import (
+        BlockCovariance,
         CirculantCovariance,
+        CoregionalizedCovariance,
         CosineCovariance,
         Covariance,
         DenseCovariance,
+        GraphMaternCovariance,
+        KroneckerCovariance,
+        LowRankCovariance,
+        MaskedCovariance,
+        MatrixFreeCovariance,
+        ScaledCovariance,
+        SPDECovariance,
+        SphereCovariance,
+        SumCovariance,
         TorusCovariance,
+        VecchiaCovariance,
         WhiteCovariance,
         covariance,
         white,
     )
     from spatialdiff.denoisers import Denoiser
-    from spatialdiff.domains import Grid, MaskedGrid, Points, RectilinearGrid
+    from spatialdiff.domains import Graph, Grid, MaskedGrid, Mesh, Points, RectilinearGrid, Sphere
     from spatialdiff.fitting import FitResult, fit
     from spatialdiff.objectives import BridgeMixture, Denoising
     from spatialdiff.processes import (
@@ -52,11 +64,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "covariance": (
-        "CirculantCovariance CosineCovariance Covariance DenseCovariance TorusCovariance WhiteCovariance "
-        "covariance white"
+        "BlockCovariance CirculantCovariance CoregionalizedCovariance CosineCovariance Covariance "
+        "DenseCovariance GraphMaternCovariance KroneckerCovariance LowRankCovariance MaskedCovariance "
+        "MatrixFreeCovariance SPDECovariance ScaledCovariance SphereCovariance SumCovariance TorusCovariance "
+        "VecchiaCovariance WhiteCovariance covariance white"
     ),
     "denoisers": "Denoiser",
-    "domains": "Grid MaskedGrid Points RectilinearGrid",
+    "domains": "Graph Grid MaskedGrid Mesh Points RectilinearGrid Sphere",
     "fitting": "FitResult fit",
     "objectives": "BridgeMixture Denoising",
     "processes": (
@@ -72,10 +86,12 @@ _NAMES = {name: module for module, names in _HOME.items() for name in names.spli
 __all__ = [
     "VE",
     "VP",
+    "BlockCovariance",
     "BridgeMixture",
     "BrownianBridge",
     "BrownianMotion",
     "CirculantCovariance",
+    "CoregionalizedCovariance",
     "Cosine",
     "CosineCovariance",
     "Covariance",
@@ -84,17 +100,30 @@ __all__ = [
     "DenseCovariance",
     "FitResult",
     "FixedPoint",
+    "Graph",
+    "GraphMaternCovariance",
     "Grid",
     "IndependentField",
+    "KroneckerCovariance",
+    "LowRankCovariance",
+    "MaskedCovariance",
     "MaskedGrid",
+    "MatrixFreeCovariance",
+    "Mesh",
     "OrnsteinUhlenbeck",
     "OrnsteinUhlenbeckBridge",
     "Paired",
     "Points",
     "Rectified",
     "RectilinearGrid",
+    "SPDECovariance",
+    "ScaledCovariance",
+    "Sphere",
+    "SphereCovariance",
+    "SumCovariance",
     "TorusCovariance",
     "Trainer",
+    "VecchiaCovariance",
     "WhiteCovariance",
     "__version__",
     "covariance",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.evaluation.curves import Panel, spectrum_curve, variogram_curve
 
 if TYPE_CHECKING:
@@ -319,8 +319,14 @@ def covariance_section(gamma: Covariance) -> Figure:
 
     The column :math:`\Gamma e_m` is computed by one product, so that what is shown is the operator as it
     is used, with the edge effects of its structure. Of several channels the first is shown.
+
+    Raises:
+        TypeError: a covariance that does not live on a regular grid.
     """
-    grid = gamma.domain
+    domain = gamma.domain
+    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    if not isinstance(grid, Grid):
+        raise TypeError(f"covariance_section draws along the axes of a grid, got {domain!r}.")
     unit = torch.zeros(gamma.event_shape, dtype=torch.float64)
     middle = tuple(n // 2 for n in grid.shape)
     unit[(*(0,) * (len(gamma.event_shape) - grid.ndim), *middle)] = 1.0

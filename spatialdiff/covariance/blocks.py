@@ -35,18 +35,20 @@ class BlockCovariance(CompositeCovariance):
 
     @property
     def batch_shape(self) -> torch.Size:
-        return torch.broadcast_shapes(*(part.batch_shape for part in self.parts))
+        return torch.Size(torch.broadcast_shapes(*(part.batch_shape for part in self._members)))
 
     @property
     def factor_shape(self) -> torch.Size:
-        shapes = [(part.channels or 1, *part._factor_grid()) for part in self.parts]
+        shapes = [(part.channels or 1, *part._factor_grid()) for part in self._members]
         if all(shape[1:] == shapes[0][1:] for shape in shapes) and not self._flat():
             return torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
-        return torch.Size([sum(math.prod(part.factor_shape) for part in self.parts)])
+        return torch.Size([sum(math.prod(part.factor_shape) for part in self._members)])
 
     def _flat(self) -> bool:
         """Whether the factors are no stack over channels."""
-        return any(tuple(part.factor_shape) != (*part._lead(), *part._factor_grid()) for part in self.parts)
+        return any(
+            tuple(part.factor_shape) != (*part._lead(), *part._factor_grid()) for part in self._members
+        )
 
     def _factor_grid(self) -> tuple[int, ...]:
         return tuple(self.factor_shape)[1:]
@@ -54,7 +56,7 @@ class BlockCovariance(CompositeCovariance):
     def _each(self, x: Tensor, operation: Callable[[Covariance, Tensor], Tensor], axes: int) -> Tensor:
         """``operation`` on the channels of each part; ``axes`` axes follow the channels."""
         results, at = [], 0
-        for part in self.parts:
+        for part in self._members:
             count = part.channels or 1
             piece = x.narrow(-axes - 1, at, count)
             result = operation(part, piece if part.channels is not None else piece.squeeze(-axes - 1))
@@ -70,11 +72,11 @@ class BlockCovariance(CompositeCovariance):
     def _color(self, z: Tensor) -> Tensor:
         if len(self.factor_shape) > 1:
             return self._each(z, lambda part, piece: part.color(piece), len(self.factor_shape) - 1)
-        pieces = z.split([math.prod(part.factor_shape) for part in self.parts], dim=-1)
+        pieces = z.split([math.prod(part.factor_shape) for part in self._members], dim=-1)
         return self._joined(
             [
                 (part.color(piece.reshape(*piece.shape[:-1], *part.factor_shape)), part.channels is None)
-                for part, piece in zip(self.parts, pieces, strict=True)
+                for part, piece in zip(self._members, pieces, strict=True)
             ]
         )
 
@@ -90,11 +92,11 @@ class BlockCovariance(CompositeCovariance):
         return self._each(x, lambda part, piece: part.solve(piece), self.domain.ndim)
 
     def _log_det(self) -> Tensor:
-        values = [part.log_det().expand(self.batch_shape) for part in self.parts]
+        values = [part.log_det().expand(self.batch_shape) for part in self._members]
         return torch.stack(values).sum(0)
 
     def _log_det_standard_error(self) -> Tensor:
-        errors = [part.log_det_standard_error().expand(self.batch_shape) for part in self.parts]
+        errors = [part.log_det_standard_error().expand(self.batch_shape) for part in self._members]
         return torch.stack(errors).square().sum(0).sqrt()
 
     def _variance(self) -> Tensor:
@@ -102,12 +104,12 @@ class BlockCovariance(CompositeCovariance):
         return self._joined(
             [
                 (part.variance().expand(*batch, *part.event_shape), part.channels is None)
-                for part in self.parts
+                for part in self._members
             ]
         )
 
     def _report(self) -> CovarianceReport:
-        parts = [part.report for part in self.parts]
+        parts = [part.report for part in self._members]
         bounds = [p.error_bound for p in parts]
         notes = {p.log_det for p in parts if p.log_det}
         return CovarianceReport(

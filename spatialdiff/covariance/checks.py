@@ -10,7 +10,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from spatialdiff.domains import Domain, Grid, MaskedGrid
+from spatialdiff.domains import Grid
 from spatialdiff.kernels import StationaryKernel, at_lags
 
 _PACKAGE = str(Path(__file__).parents[1])

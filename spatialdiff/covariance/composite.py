@@ -8,7 +8,7 @@ gradients and stochastic Lanczos quadrature with a stated standard error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class CompositeCovariance(Covariance):
         max_iterations: of `solve`.
     """
 
+    parts: torch.nn.ModuleList
+
     def __init__(
         self,
         domain: Domain,
@@ -46,7 +48,8 @@ class CompositeCovariance(Covariance):
         self.max_iterations = max_iterations
 
     def _spatial(self, operation: Callable[[Tensor], Tensor], x: Tensor, axes: tuple[int, ...]) -> Tensor:
-        inner = len(self._lead()) + len(axes)
+        # a list of white noise has one axis, whatever the event has
+        inner = len(self.factor_shape if operation == self._color else self.event_shape)
         lead = x.shape[: x.dim() - inner]
         if self.batch_shape:
             x = x.expand(*torch.broadcast_shapes(lead, self.batch_shape), *x.shape[x.dim() - inner :])
@@ -69,6 +72,11 @@ class CompositeCovariance(Covariance):
         # the batch of a spatial part comes right before the axes of its field
         result = operation(x.movedim(-axes - 1, -axes - 1 - batch))
         return result.movedim(-self.domain.ndim - 1 - batch, -self.domain.ndim - 1)
+
+    @property
+    def _members(self) -> list[Covariance]:
+        """The parts of a composition that has several."""
+        return cast("list[Covariance]", list(self.parts))
 
     @property
     def _entries(self) -> int:

@@ -41,7 +41,8 @@ def semidefinite_root(matrix: Tensor) -> Tensor:
             "CoregionalizedCovariance: B must be positive semi-definite and not zero, its eigenvalues are "
             f"{[round(v, 6) for v in values.tolist()]}."
         )
-    return vectors * values.clamp_min(0.0).sqrt()
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
+    return root
 
 
 class CoregionalizedCovariance(CompositeCovariance):
@@ -91,10 +92,10 @@ class CoregionalizedCovariance(CompositeCovariance):
     @property
     def batch_shape(self) -> torch.Size:
         shapes = [root.shape[:-2] for root in self._roots()]
-        return torch.broadcast_shapes(*shapes, *(part.batch_shape for part in self.parts))
+        return torch.Size(torch.broadcast_shapes(*shapes, *(part.batch_shape for part in self._members)))
 
     def _roots(self) -> list[Tensor]:
-        return [getattr(self, f"root_{q}").double() for q in range(len(self.parts))]
+        return [getattr(self, f"root_{q}").double() for q in range(len(self._members))]
 
     @property
     def factor_shape(self) -> torch.Size:
@@ -108,7 +109,8 @@ class CoregionalizedCovariance(CompositeCovariance):
     def _sizes(self) -> list[tuple[int, ...]]:
         """Shape of the white noise of each term: the columns of ``L_q``, then that of ``Γ_q``."""
         return [
-            (root.shape[-1], *part.factor_shape) for root, part in zip(self._roots(), self.parts, strict=True)
+            (root.shape[-1], *part.factor_shape)
+            for root, part in zip(self._roots(), self._members, strict=True)
         ]
 
     # ---- one basis for all terms: a (C, C) matrix per mode
@@ -117,7 +119,7 @@ class CoregionalizedCovariance(CompositeCovariance):
         assert self._modal is not None
         modes = self._modal.modes
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for root, part in zip(self._roots(), self.parts, strict=True):
+        for root, part in zip(self._roots(), self._members, strict=True):
             values = part._variance() if part.is_white else part.spatial_eigenvalues()
             values = values.expand(*part.batch_shape, *modes)
             b = root @ root.mT
@@ -157,7 +159,7 @@ class CoregionalizedCovariance(CompositeCovariance):
             return self._per_mode(z, self._factor("modal_root", z.dtype))
         pieces = z.split([math.prod(size) for size in self._sizes()], dim=-1)
         total = torch.zeros((), dtype=z.dtype, device=z.device)
-        for root, part, piece, size in zip(self._roots(), self.parts, pieces, self._sizes(), strict=True):
+        for root, part, piece, size in zip(self._roots(), self._members, pieces, self._sizes(), strict=True):
             white = piece.reshape(*piece.shape[:-1], *size).movedim(-len(size), 0)
             fields = torch.stack([part.color(column) for column in white], -self.domain.ndim - 1)
             total = total + self._on_columns(root, fields)
@@ -177,7 +179,7 @@ class CoregionalizedCovariance(CompositeCovariance):
         if self._modal is not None:
             return self._per_mode(x, self._factor("modes", x.dtype))
         total = torch.zeros_like(x)
-        for root, part in zip(self._roots(), self.parts, strict=True):
+        for root, part in zip(self._roots(), self._members, strict=True):
             each = [part.matmul(channel) for channel in x.movedim(-self.domain.ndim - 1, 0)]
             total = total + self._on_columns(root @ root.mT, torch.stack(each, -self.domain.ndim - 1))
         return total
@@ -201,14 +203,14 @@ class CoregionalizedCovariance(CompositeCovariance):
 
     def _variance(self) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for root, part in zip(self._roots(), self.parts, strict=True):
+        for root, part in zip(self._roots(), self._members, strict=True):
             scale = root.square().sum(-1)
             scale = scale.reshape(*scale.shape, *(1,) * self.domain.ndim)
             total = total + scale * part.variance().unsqueeze(-self.domain.ndim - 1)
         return total
 
     def _report(self) -> CovarianceReport:
-        parts = [part.report for part in self.parts]
+        parts = [part.report for part in self._members]
         how = "a matrix per mode of the shared basis" if self._modal is not None else "factors side by side"
         return CovarianceReport(
             self.method,

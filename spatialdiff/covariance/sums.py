@@ -29,9 +29,10 @@ class SumCovariance(CompositeCovariance):
     """
 
     method = "sum"
+    basis: Basis | None
 
     def __init__(self, *parts: Covariance, **options: float) -> None:
-        flat = [p for part in parts for p in (part.parts if isinstance(part, SumCovariance) else [part])]
+        flat = [p for part in parts for p in (part._members if isinstance(part, SumCovariance) else [part])]
         domain = common_domain(flat, "SumCovariance")
         super().__init__(domain, common_channels(flat, "SumCovariance"), **options)  # type: ignore[arg-type]
         self.parts = torch.nn.ModuleList(flat)
@@ -39,22 +40,20 @@ class SumCovariance(CompositeCovariance):
         self.is_white = all(part.is_white for part in flat) and self.basis is None
 
     def _common_basis(self) -> Basis | None:
-        bases = [part.basis for part in self.parts if not part.is_white]
-        diagonal = all(part.channel_matrix is None for part in self.parts)
-        if not diagonal or not bases or any(b is None or b != bases[0] for b in bases):
-            return None
-        found: Basis = bases[0]
-        return found
+        bases = [part.basis for part in self._members if not part.is_white]
+        diagonal = all(part.channel_matrix is None for part in self._members)
+        shared = bool(bases) and all(b is not None and b == bases[0] for b in bases)
+        return bases[0] if diagonal and shared else None
 
     @property
     def batch_shape(self) -> torch.Size:
-        return torch.broadcast_shapes(*(part.batch_shape for part in self.parts))
+        return torch.Size(torch.broadcast_shapes(*(part.batch_shape for part in self._members)))
 
     def _sizes(self) -> list[tuple[int, ...]]:
         """Shape of the white noise of each part, with the channels of the event."""
         return [
             (*self._lead(), *part.factor_shape) if part.channels is None else tuple(part.factor_shape)
-            for part in self.parts
+            for part in self._members
         ]
 
     @property
@@ -70,7 +69,7 @@ class SumCovariance(CompositeCovariance):
         assert self.basis is not None
         modes, ndim, batch = self.basis.modes, self.domain.ndim, len(self.batch_shape)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in self.parts:
+        for part in self._members:
             values = part._variance() if part.is_white else part.spatial_eigenvalues()
             values = values.expand(*values.shape[: values.dim() - ndim], *modes)
             if self.channels is not None and values.dim() == ndim + len(part.batch_shape):
@@ -93,7 +92,7 @@ class SumCovariance(CompositeCovariance):
         pieces = z.split([math.prod(size) for size in self._sizes()], dim=-1)
         fields = [
             self._through(part, part.color, piece.reshape(*piece.shape[:-1], *size), len(part._factor_grid()))
-            for part, piece, size in zip(self.parts, pieces, self._sizes(), strict=True)
+            for part, piece, size in zip(self._members, pieces, self._sizes(), strict=True)
         ]
         return torch.stack(fields).sum(0)
 
@@ -104,7 +103,7 @@ class SumCovariance(CompositeCovariance):
         if self.basis is not None:
             return self._power(x, 1.0)
         axes = self.domain.ndim
-        return torch.stack([self._through(part, part.matmul, x, axes) for part in self.parts]).sum(0)
+        return torch.stack([self._through(part, part.matmul, x, axes) for part in self._members]).sum(0)
 
     def _solve(self, x: Tensor) -> Tensor:
         return self._power(x, -1.0) if self.basis is not None else super()._solve(x)
@@ -123,7 +122,7 @@ class SumCovariance(CompositeCovariance):
         return torch.zeros(self.batch_shape, dtype=torch.float64, device=self.device)
 
     def _variance(self) -> Tensor:
-        return torch.stack([self._of_event(part) for part in self.parts]).sum(0)
+        return torch.stack([self._of_event(part) for part in self._members]).sum(0)
 
     def _of_event(self, part: Covariance) -> Tensor:
         values = part.variance()
@@ -132,7 +131,7 @@ class SumCovariance(CompositeCovariance):
         return values.expand(*self.batch_shape, *self.event_shape)
 
     def _report(self) -> CovarianceReport:
-        parts = [part.report for part in self.parts]
+        parts = [part.report for part in self._members]
         bounds = [p.error_bound for p in parts]
         known = all(b is not None for b in bounds)
         how = "diagonal in the basis of the parts" if self.basis is not None else "factors side by side"

@@ -100,6 +100,8 @@ def objective_for(
 ) -> torch.nn.Module:
     """The objective of one of the three models, with a new network inside."""
     grid = gamma.domain
+    if not isinstance(grid, Grid):
+        raise TypeError(f"the demo runs on a grid, got {grid!r}.")
     network = UNet(1, grid, width=config.width, depth=config.depth)
     options: dict[str, Any] = {
         "prediction": config.prediction,

@@ -32,7 +32,7 @@ from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis, ChannelBasis, FactorBasis
 from spatialdiff.denoisers.gaussian import GaussianModel, Moments, positive
 from spatialdiff.denoisers.predictions import to_data, to_target
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain
 from spatialdiff.processes import Law
 
 PRECONDITIONINGS = ("none", "edm", "wiener")
@@ -186,9 +186,9 @@ def root(x: Tensor) -> Tensor:
 
 
 class PixelBasis(Basis):
-    """The sites themselves: multipliers broadcast over the grid."""
+    """The sites themselves: multipliers broadcast over the domain."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Domain) -> None:
         super().__init__(grid)
         self.modes = torch.Size([1] * grid.ndim)
 

@@ -27,7 +27,7 @@ from spatialdiff.networks.blocks import (
 from spatialdiff.networks.embedding import TimeEmbedding
 
 if TYPE_CHECKING:
-    from spatialdiff.domains import Grid
+    from spatialdiff.domains import Grid, MaskedGrid
 
 
 class UNet(nn.Module):
@@ -59,7 +59,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int,
-        grid: Grid | int,
+        grid: Grid | MaskedGrid | int,
         *,
         width: int = 32,
         depth: int = 2,

@@ -11,11 +11,19 @@ from spatialdiff.covariance import (
     CirculantCovariance,
     CosineCovariance,
     DenseCovariance,
+    GraphMaternCovariance,
+    KroneckerCovariance,
+    MaskedCovariance,
+    MatrixFreeCovariance,
+    SPDECovariance,
+    SphereCovariance,
     TorusCovariance,
+    VecchiaCovariance,
     WhiteCovariance,
     joint_spectrum,
 )
-from spatialdiff.kernels import Exponential, Matern, Nugget
+from spatialdiff.domains import RectilinearGrid
+from spatialdiff.kernels import Coregionalization, Exponential, Gaussian, Matern, Nugget
 
 KERNEL = Matern(1.5, 2.0).requires_grad_(False)
 NOISY = (Matern(0.5, 3.0, 1.5) + Nugget(0.1)).requires_grad_(False)
@@ -32,6 +40,17 @@ TORUS = sd.Grid((4, 6), periodic=True)
         (KERNEL, sd.Grid((64, 64), periodic=(True, False)), CirculantCovariance),
         (gpytorch.kernels.LinearKernel() + Nugget(1.0), sd.Grid(2000), DenseCovariance),
         (gpytorch.kernels.RBFKernel(), TORUS, TorusCovariance),
+        (Gaussian(2.0) + Nugget(0.1), sd.Grid((64, 64)), KroneckerCovariance),
+        (Gaussian(2.0) + Nugget(0.1), RectilinearGrid([range(60), range(0, 180, 3)]), KroneckerCovariance),
+        (KERNEL, RectilinearGrid([[0.0, 1.0, 4.0], [1.0, 2.0]]), DenseCovariance),
+        (KERNEL, sd.Grid((64, 64)).masked(torch.arange(4096).reshape(64, 64) % 3 > 0), MaskedCovariance),
+        (KERNEL, sd.Grid((6, 6)).masked(torch.arange(36).reshape(6, 6) % 3 > 0), DenseCovariance),
+        (KERNEL, sd.Points(torch.arange(50.0)), DenseCovariance),
+        (KERNEL, sd.Points(torch.arange(20_000.0)), VecchiaCovariance),
+        (KERNEL, sd.Mesh.from_grid(sd.Grid((5, 5))), SPDECovariance),
+        (Exponential(2.0) + Nugget(1.0), sd.Mesh.from_grid(sd.Grid((5, 5))), DenseCovariance),
+        (Matern(1.0, 2.0), sd.Graph.path(5), GraphMaternCovariance),
+        (Matern(1.5, 0.5), sd.Sphere((8, 12)), SphereCovariance),
     ],
 )
 @pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
@@ -39,7 +58,38 @@ def test_auto(kernel, grid, expected):
     assert type(sd.covariance(kernel, grid)) is expected
 
 
+def test_auto_says_why():
+    """What was taken, its cost, and what else there was; an approximation names itself."""
+    small, large = (sd.covariance(KERNEL, sd.Points(torch.arange(float(n)))) for n in (50, 20_000))
+    assert "every pair of sites" in str(small.report)
+    assert "against vecchia" in small.report.choice
+    assert small.report.exact
+    assert "30 nearest neighbours" in large.report.choice
+    assert "beyond the limits of memory and time" in large.report.choice
+    assert not large.report.exact
+    assert sd.covariance(KERNEL, TORUS, method="torus").report.choice == ""
+
+
+def test_linear_model_of_coregionalization():
+    """Built from its description, in one basis and side by side: ``Σ_q B_q ⊗ Γ_q``, with trained roots."""
+    b = [torch.tensor([[1.0, 0.5], [0.5, 0.25]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)]
+    kernels = [Matern(1.5, 2.0), Exponential(1.0, 0.5)]
+    model = Coregionalization(list(zip(b, kernels, strict=True)))
+    for grid in (TORUS, sd.Grid((3, 4))):
+        gamma = sd.covariance(model, grid)
+        parts = [sd.covariance(k, grid).to_dense().detach() for k in kernels]
+        expected = sum(torch.kron(m, p) for m, p in zip(b, parts, strict=True))
+        torch.testing.assert_close(gamma.to_dense(), expected, rtol=0, atol=1e-10)
+        assert gamma.event_shape == (2, *grid.shape)
+        gamma.log_prob(torch.randn(2, *grid.shape, dtype=torch.float64)).backward()
+        assert all(root.grad is not None for root in model.roots)
+
+
 def test_methods_by_name():
+    masked = sd.Grid((4, 6)).masked(torch.arange(24).reshape(4, 6) > 2)
+    assert type(sd.covariance(KERNEL, masked, method="circulant")) is MaskedCovariance
+    assert type(sd.covariance(KERNEL, masked, method="vecchia", neighbors=3)) is VecchiaCovariance
+    assert type(sd.covariance(KERNEL, masked, method="matrix_free", backend="plain")) is MatrixFreeCovariance
     assert type(sd.covariance(KERNEL, TORUS, method="cosine")) is CosineCovariance
     assert type(sd.covariance(KERNEL, TORUS, method="dense")) is DenseCovariance
     assert sd.covariance(Nugget(2.0), TORUS, method="white").variance()[0, 0].item() == pytest.approx(2.0)
@@ -49,7 +99,7 @@ def test_methods_by_name():
 def test_refuses():
     with pytest.raises(ValueError, match="unknown method 'kriging'; known methods"):
         sd.covariance(KERNEL, TORUS, method="kriging")
-    with pytest.raises(TypeError, match="Grid"):
+    with pytest.raises(TypeError, match=r"domain.*got tuple"):
         sd.covariance(KERNEL, (4, 6))
     with pytest.raises(TypeError, match="gpytorch kernel"):
         sd.covariance("matern", TORUS)
@@ -66,12 +116,25 @@ def test_refuses():
         sd.covariance(KERNEL, TORUS, channels=[[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(ValueError, match="stationary"):
         sd.covariance(gpytorch.kernels.PolynomialKernel(2), sd.Grid(8), method="circulant")
+    with pytest.raises(ValueError, match=r"stationary.*images"):
+        sd.covariance(gpytorch.kernels.PolynomialKernel(2), TORUS)
+    points = sd.Points(torch.rand(5, 2))
+    for method in ("torus", "cosine", "circulant", "kronecker", "spde", "graph", "sphere"):
+        with pytest.raises(ValueError, match=r"not take a Points; methods for it: white, dense, matrix_free"):
+            sd.covariance(KERNEL, points, method=method)
+    with pytest.raises(ValueError, match="does not take a Graph; methods for it: white, graph"):
+        sd.covariance(KERNEL, sd.Graph.path(4), method="dense")
+    with pytest.raises(ValueError, match="needs a Grid, got Points"):
+        sd.covariance(domain=points, spectrum=torch.ones(5), method="torus")
+    model = Coregionalization([(torch.eye(2), Exponential(2.0))])
+    with pytest.raises(ValueError, match="brings its channels"):
+        sd.covariance(model, TORUS, channels=3)
 
 
 def test_dense_says_when_it_is_not_positive_definite():
     from spatialdiff.kernels import Gaussian
 
-    gamma = sd.covariance(Gaussian(8.0), sd.Grid((16, 16)))
+    gamma = sd.covariance(Gaussian(8.0), sd.Grid((16, 16)), method="dense")
     with pytest.raises(ValueError, match=r"smallest eigenvalue .* Add a Nugget"):
         gamma.sample()
     with pytest.raises(ValueError, match="not symmetric"):
