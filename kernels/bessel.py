@@ -171,7 +171,8 @@ def matern(nu: Tensor, r: Tensor) -> Tensor:
     """
     nu, r = torch.broadcast_tensors(nu.double(), r.double())
     shape, nu, r = r.shape, nu.reshape(-1), r.reshape(-1)
-    q = nu * r.square() / 2
+    # so far out the value is 0, and the square of more may be infinite
+    q = nu * r.clamp(max=1e6).square() / 2
     (small,) = ((q > 0) & (q < _SMALL)).nonzero(as_tuple=True)
     (large,) = ((q >= _SMALL) & (q < _FAR)).nonzero(as_tuple=True)
     result = torch.where(q.isnan(), q, (q == 0).to(q.dtype)).detach()

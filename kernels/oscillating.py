@@ -104,10 +104,10 @@ class DampedCosine(StationaryKernel):
     def _unit_spectrum(self, w2: Tensor, d: int) -> Tensor:
         damping = align(self.damping, w2)
         rate = torch.complex(damping, torch.full_like(damping, -1.0))
-        constant = 2**d * math.pi ** ((d - 1) / 2) * math.gamma((d + 1) / 2)
+        constant = 2.0**d * math.pi ** ((d - 1) / 2) * math.gamma((d + 1) / 2)
         # at the least damping the density is 0 at w = 0, and rounding is on both sides of it
-        density: Tensor = (rate * (rate.square() + w2).pow(-(d + 1) / 2)).real
-        return constant * density.clamp(min=0.0)
+        density: Tensor = constant * (rate * (rate.square() + w2).pow(-(d + 1) / 2)).real
+        return density.clamp(min=0.0)
 
     def _extra(self) -> str:
         return f"damping={numbers(self.damping)}, "

@@ -35,8 +35,8 @@ def _power(r: Tensor, alpha: Tensor) -> Tensor:
 def _square_cauchy_spectrum(b: Tensor, w2: Tensor, d: int) -> Tensor:
     """``s_d(w²)`` of ``(1 + r²)^{-b}``."""
     b = align(b, w2.double())
-    constant = math.pi ** (d / 2) * torch.exp(-torch.lgamma(b))
-    return (constant * bessel_l(b - d / 2, w2 / 4)).to(w2.dtype)
+    result: Tensor = math.pi ** (d / 2) * torch.exp(-torch.lgamma(b)) * bessel_l(b - d / 2, w2 / 4)
+    return result.to(w2.dtype)
 
 
 class PoweredExponential(StationaryKernel):

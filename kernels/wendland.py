@@ -25,7 +25,7 @@ from spatialdiff.kernels.compact import CompactKernel, largest_dimension
 from spatialdiff.kernels.matern import isotropic, numbers
 from spatialdiff.kernels.parameters import in_parts
 
-_NODES, _END = 81, 3.3
+_NODES, _END = 161, 3.3
 
 
 class GeneralizedWendland(CompactKernel):
