@@ -63,7 +63,7 @@ def conjugate_gradients(
             f"solve: conjugate gradients reached a relative residual of {worst:.2g} in {max_iterations} "
             f"iterations, {tolerance:.2g} was asked "
             "for. Γ is ill-conditioned: add a Nugget to the kernel, give tolerance= or max_iterations=, or "
-            'use method="cosine" or "dense".'
+            'use method="dense" (on a grid also "cosine").'
         )
     return x
 

@@ -57,8 +57,7 @@ class MatrixFreeCovariance(Covariance):
 
     Raises:
         ValueError: equal sites without a nugget, a kernel that is not valid in the dimension, a periodic
-        axis,
-            a backend that does not have the kernel; on `whiten`, `solve` and `log_det`, a singular Γ.
+            axis, a backend that does not have the kernel; on `whiten` and `log_det`, a singular Γ.
         RuntimeError: a tolerance that is not reached within the limits.
         ImportError: a backend that is not installed.
     """
@@ -91,8 +90,9 @@ class MatrixFreeCovariance(Covariance):
             at_pairs(kernel, sites[:1], sites[:1])  # refuses a dimension in which the kernel is not valid
         self._check_sites(sites)
         self.register_buffer("sites", sites, persistent=False)
-        choose_backend(backend, kernel, sites.shape[-1], self.device)
         self.backend = backend
+        self._backends: dict[str, tuple[str, str]] = {}
+        self._chosen()
         self.tolerance, self.max_iterations, self.rank = tolerance, max_iterations, rank
         self.log_det_tolerance, self.log_det_probes = log_det_tolerance, log_det_probes
         self.exact_log_det_sites = exact_log_det_sites
@@ -125,8 +125,16 @@ class MatrixFreeCovariance(Covariance):
     # ---- products
     def _product(self, x: Tensor) -> Tensor:
         """``Γ x`` of values at the sites, ``(..., *batch, n)``."""
-        backend, _ = choose_backend(self.backend, self.kernel, self.sites.shape[-1], self.device)
-        return kernel_product(self.kernel, self.sites, x, backend)
+        return kernel_product(self.kernel, self.sites, x, self._chosen()[0])
+
+    def _chosen(self) -> tuple[str, str]:
+        """The backend on this device, and why."""
+        device = self.device
+        if device.type not in self._backends:
+            self._backends[device.type] = choose_backend(
+                self.backend, self.kernel, self.sites.shape[-1], device
+            )
+        return self._backends[device.type]
 
     def _matmul(self, x: Tensor) -> Tensor:
         return self.domain.unflatten(self._product(self.domain.flatten(x)))
@@ -278,7 +286,7 @@ class MatrixFreeCovariance(Covariance):
         return self._constant("log_det_pair")[1]
 
     def _report(self) -> CovarianceReport:
-        backend, why = choose_backend(self.backend, self.kernel, self.sites.shape[-1], self.device)
+        backend, why = self._chosen()
         determinant = (
             ""
             if self._exact_log_det()

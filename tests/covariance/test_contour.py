@@ -121,7 +121,7 @@ def test_roots_within_their_tolerance(kind, condition, tolerance):
 
 
 def test_root_of_a_singular_operator():
-    """``A^{1/2} z`` needs no bound from below: eigenvalues under the interval are ``√lower/5`` off at most."""
+    """``A^{1/2} z`` needs no bound from below: below the interval it is ``√lower/5`` off at most."""
     values = torch.cat(
         [torch.zeros(20, dtype=torch.float64), torch.linspace(0.5, 2, 40, dtype=torch.float64)]
     )
