@@ -175,6 +175,13 @@ class Anisotropic(LagKernel):
         self.check_dimension(d)
         return (self.axes / self.scales.unsqueeze(-2)).mT
 
+    def metric(self, d: int) -> Tensor:
+        """``Q = R Λ⁻² Rᵀ``, for which ``k(h)`` is ``k_0`` at length ``√(hᵀ Q h)`` where ``k_0`` is isotropic,
+        shape ``(*batch, d, d)``.
+        """
+        transform = self.to_principal_axes(d)
+        return transform.mT @ transform
+
     def _batched(self, x: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
         batch = torch.Size(self._batch_shape)
         ones = (1,) * (x.dim() - 1)

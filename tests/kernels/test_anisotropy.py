@@ -85,6 +85,14 @@ def test_wraps_any_kernel():
     torch.testing.assert_close(kernel.spectral_density(omega), only.spectral_density(omega))
 
 
+def test_metric():
+    kernel = Anisotropic(Matern(1.5), (0.3, -0.5, 1.0), lengthscales=(0.5, 2.0, 1.0))
+    h = sites(6, 3)
+    length = torch.einsum("na,ab,nb->n", h, kernel.metric(3), h).sqrt()
+    torch.testing.assert_close(kernel.at_lags(h), Matern(1.5).at_lags(length[:, None]))
+    torch.testing.assert_close((h @ kernel.to_principal_axes(3).mT).norm(dim=-1), length)
+
+
 def test_two_turns_undo_each_other():
     h = sites(6, 2)
     inner = Anisotropic(Matern(1.5), 0.3, lengthscales=(2.0, 0.5))
