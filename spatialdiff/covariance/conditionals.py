@@ -1,7 +1,7 @@
 r"""Rows of ``W`` in ``Γ⁻¹ = Wᵀ W``: each site given its neighbours.
 
 With ``N`` the neighbours of site ``i``, ``x_i | x_N ~ N(b x_N, d)``, ``b = k_iN K_NN⁻¹``, ``d = k_ii - b
-k_Ni``, row ``i`` of ``W`` is ``(x_i - b x_N)/√d`` (Vecchia 1988; Katzfuss and Guinness 2021, section 2).
+k_Ni``, row ``i`` of ``W`` is ``(x_i - b x_N)/√d`` (Vecchia 1988; Katzfuss and Guinness 2021).
 Let ``A`` be the covariance of ``(N, i)``, the site last, and ``A = L Lᵀ``; then the row is the last column
 of ``L⁻ᵀ``, ``w = q/√q_m`` with ``q = A⁻¹ e_m``, and ``dq = -A⁻¹ dA q`` makes the derivative to ``A`` a
 matrix of rank one.

@@ -1,9 +1,9 @@
 r"""Distances in which a kernel falls off alike in all directions.
 
-Neighbours are chosen by ``‖Mᵀ(x - x')‖``. For a rotated kernel ``M Mᵀ = Q`` with ``Q`` its metric; else ``M
-= diag(1/τ)``, ``τ_a`` the distance along axis ``a`` at which the correlation of the continuous part is one
-half, up to a common factor; for kernels that are not stationary ``M = I``. (Katzfuss, Guinness and Lawrence
-2022, scaled Vecchia.)
+Neighbours are chosen by ``‖Mᵀ(x - x')‖``. For a kernel rotated by ``R`` and stretched by ``Λ`` that is
+``M Mᵀ = R Λ⁻² Rᵀ``; else ``M = diag(1/τ)`` up to a factor, ``τ_a`` the distance along axis ``a`` at which the
+correlation of the continuous part is one half; for kernels that are not stationary ``M = I``. (Katzfuss,
+Guinness and Lawrence 2022, scaled Vecchia.)
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def neighbour_metric(kernel: gpytorch.kernels.Kernel, sites: Tensor) -> Tensor:
     with torch.no_grad():
         for part in kernel.modules():
             if isinstance(part, Anisotropic) and part.dimension == d and "angles" in part._parameters:
-                q = part.metric(d).to(identity).reshape(-1, d, d).mean(0)
-                factor: Tensor = torch.linalg.cholesky(q)
+                scaled = (part.axes / part.scales.unsqueeze(-2)).to(identity)
+                factor: Tensor = torch.linalg.cholesky((scaled @ scaled.mT).reshape(-1, d, d).mean(0))
                 return factor
         spans = (sites.amax(0) - sites.amin(0)).to(identity)
         halves = torch.stack(

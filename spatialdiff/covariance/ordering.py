@@ -1,11 +1,11 @@
 """Orders in which Vecchia's approximation conditions one site on those before it.
 
 *Maximin*: ``i_1`` is the site nearest to the mean, and ``i_k`` the site farthest from all chosen before,
-``i_k = argmax_i min_{l<k} ‖x_i - x_{i_l}‖`` (Guinness 2018, section 3; ties go to the lower index). Let
+``i_k = argmax_i min_{l<k} ‖x_i - x_{i_l}‖`` (Guinness 2018; ties go to the lower index). Let
 ``δ_k`` be that largest distance. Choosing ``i_k`` changes the distance of sites nearer than ``δ_k`` to it
 and of no others, some ``n/k`` of them where sites are spread evenly, so that the exact order costs ``O(n
 log n)`` range searches' output. Distances only fall, so that a heap may hold old ones: the top is brought
-up to date until it is true (compare Schäfer, Katzfuss and Owhadi 2021, algorithm 3).
+up to date until it is true (compare Schäfer, Katzfuss and Owhadi 2021).
 """
 
 from __future__ import annotations

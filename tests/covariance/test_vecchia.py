@@ -16,7 +16,7 @@ from spatialdiff.covariance import conditionals, triangular
 from spatialdiff.covariance.dense import DenseCovariance
 from spatialdiff.covariance.triangular import SparsePattern, choose_engine, substitution_levels
 from spatialdiff.covariance.vecchia import VecchiaCovariance
-from spatialdiff.domains import Domain, Grid, MaskedGrid, Mesh, Points, RectilinearGrid
+from spatialdiff.domains import Domain, Grid, MaskedGrid, Mesh, Points, RectilinearGrid, Sphere
 from spatialdiff.kernels import Anisotropic, Exponential, Gaussian, Matern, Nugget
 
 ENGINES = ["torch", *(["numba"] if choose_engine("auto") == "numba" else [])]
@@ -221,11 +221,28 @@ def test_domains():
         RectilinearGrid([[0.0, 0.5, 2.0], [0.0, 1.0, 1.5]]),
         Mesh(vertices, torch.tensor([[i, i + 1, i + 2] for i in range(18)])),
         Points(torch.tensor([[0.3, 0.4]])),
+        Sphere((4, 6), grid="gauss_legendre"),
+        Sphere((4, 6), poles=False, radius=2.0),
     ]
     for domain in domains:
         gamma = VecchiaCovariance(kernel, domain, neighbors=domain.size)
         torch.testing.assert_close(gamma.to_dense(), pairwise(kernel, domain), rtol=0, atol=1e-10)
         assert gamma.sample((2,)).shape == (2, *domain.shape)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("nu", "value"), [(0.5, 238.83600301475693), (1.5, 237.0573524339726), (2.5, 243.1031648852626)]
+)
+def test_likelihood_of_gpboost(nu, value, engine):
+    """Negative log-likelihoods by GPBoost 1.8.0: gp_approx="vecchia", num_neighbors=10,
+    vecchia_ordering="none", cov_pars = (0.3, 1.4, 0.2) for nugget, variance, length scale.
+    """
+    i = torch.arange(1, 201, dtype=torch.float64)
+    sites = torch.stack([(i * 0.7548776662466927) % 1, (i * 0.5698402909980532) % 1], -1)
+    kernel = Matern(nu=nu, lengthscale=0.2, variance=1.4) + Nugget(0.3)
+    gamma = VecchiaCovariance(kernel, Points(sites), neighbors=10, ordering=torch.arange(200), engine=engine)
+    assert -gamma.log_prob(torch.cos(3 * i) + sites[:, 0]).item() == pytest.approx(value, rel=1e-11)
 
 
 # ---- the engines and the chunks
@@ -397,6 +414,8 @@ def test_refuses():
     sites = scattered(20).coordinates()
     with pytest.raises(ValueError, match=r"2 of 22 sites repeat .* \(such as sites [34] and 2[01]\)"):
         VecchiaCovariance(Matern(), Points(torch.cat([sites, sites[3:5]])))
+    with pytest.raises(ValueError, match="14 sites 24 times"):
+        VecchiaCovariance(Matern(), Sphere((4, 6)))
     with pytest.raises(TypeError, match="gpytorch kernel"):
         VecchiaCovariance(torch.eye(3), scattered(3))
     with pytest.raises(ValueError, match="length scales"):
