@@ -126,7 +126,7 @@ class OrderCovariance(Covariance):
         return (
             f"{self.kernel!r} is not positive definite on {self.domain}: for {int(failed.sum())} of "
             f"{failed.numel()} orders and parities, with smallest eigenvalue {smallest:.3g} per site. Use a "
-            "kernel that is valid on the sphere: any R³ family, taken at chordal distance, or a family of the "
+            "kernel that is valid on the sphere: any R³ family, at chordal distance, or a family of the "
             "great-circle angle."
         )
 
