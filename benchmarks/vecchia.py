@@ -143,7 +143,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        f"{options.threads} torch threads; GPBoost takes OMP_NUM_THREADS, set it to the same before starting"
+        f"{options.threads} torch threads; GPBoost takes OMP_NUM_THREADS, set it to the same before starting",
+        flush=True,
     )
     n, repeats = (10_000, 3) if options.quick else (100_000, 5)
     beside_gpboost(n, 30, repeats, options.engine)

@@ -73,10 +73,10 @@ def maximin(
     """The exact maximin order of ``points`` ``(n, d)``; see the module. Equal points come last."""
     n = len(points)
     if engine == "numba" and points.shape[1] <= 3:
-        from spatialdiff.covariance import vecchia_compiled
+        from spatialdiff.covariance import ordering_compiled
 
         found = np.empty(n, dtype=np.int64)
-        vecchia_compiled.maximin(np.ascontiguousarray(points), found, _ALL)
+        ordering_compiled.maximin(np.ascontiguousarray(points), found, _ALL)
         return found
     from scipy.spatial import cKDTree
 

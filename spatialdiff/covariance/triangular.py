@@ -116,9 +116,9 @@ class SparsePattern:
         if not self.compiled:
             plain: Tensor = getattr(self, f"_{operation}")(rows, x)
             return plain
-        from spatialdiff.covariance import vecchia_compiled
+        from spatialdiff.covariance import triangular_compiled
 
-        function, neighbours = getattr(vecchia_compiled, operation), self.neighbours.numpy()
+        function, neighbours = getattr(triangular_compiled, operation), self.neighbours.numpy()
         weights = rows.detach().contiguous().numpy()
         if operation.startswith("solve"):
             result = x.detach().clone(memory_format=torch.contiguous_format).numpy()
@@ -134,13 +134,13 @@ class SparsePattern:
     def _run_outer(self, x: Tensor, y: Tensor) -> Tensor:
         if not self.compiled:
             return self._outer(x, y)
-        from spatialdiff.covariance import vecchia_compiled
+        from spatialdiff.covariance import triangular_compiled
 
         n, m = self.neighbours.shape
         result = np.zeros((len(x), n, m + 1))
         pairs = (t.detach().contiguous().numpy() for t in (x, y))
         for first, second, out in zip(*pairs, result, strict=True):
-            shared(vecchia_compiled.outer, n, self.neighbours.numpy(), first, second, out)
+            shared(triangular_compiled.outer, n, self.neighbours.numpy(), first, second, out)
         return torch.from_numpy(result)
 
     # ---- plain
@@ -268,27 +268,27 @@ class _Outer(torch.autograd.Function):
 class _SquareNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, pattern: SparsePattern) -> Tensor:
-        from spatialdiff.covariance import vecchia_compiled
+        from spatialdiff.covariance import triangular_compiled
 
         ctx.pattern = pattern
         ctx.save_for_backward(rows)
         weights, neighbours = rows.detach().contiguous().numpy(), pattern.neighbours.numpy()
         result = np.empty(weights.shape[:2])
         for weight, out in zip(weights, result, strict=True):
-            shared(vecchia_compiled.variances, len(weight), weight, neighbours, out)
+            shared(triangular_compiled.variances, len(weight), weight, neighbours, out)
         return torch.from_numpy(result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        from spatialdiff.covariance import vecchia_compiled
+        from spatialdiff.covariance import triangular_compiled
 
         (rows,) = ctx.saved_tensors
         neighbours = ctx.pattern.neighbours.numpy()
 
         def collect(weight: Any, grad: Any, begin: int, end: int) -> Any:
             out = np.zeros(weight.shape)
-            vecchia_compiled.variances_gradient(weight, neighbours, grad, out, begin, end)
+            triangular_compiled.variances_gradient(weight, neighbours, grad, out, begin, end)
             return out
 
         pairs = zip(rows.contiguous().numpy(), grads[0].contiguous().numpy(), strict=True)

@@ -95,7 +95,7 @@ class VecchiaCovariance(Covariance):
         sites = domain.sites()
         if len(sites) != domain.size:
             raise ValueError(
-                f"VecchiaCovariance: {domain} writes {domain.size} sites {len(sites)} times, a pole all along "
+                f"VecchiaCovariance: {domain} writes {domain.size} sites {len(sites)} times, a pole along "
                 "its row; use Sphere(..., poles=False) or a Gauss-Legendre grid."
             )
         with torch.no_grad():

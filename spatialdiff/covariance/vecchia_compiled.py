@@ -11,7 +11,6 @@ A block has the neighbours of a site first and the site last; with ``A = L Lᵀ`
 
 from __future__ import annotations
 
-import heapq
 import math
 from typing import Any
 
@@ -24,11 +23,11 @@ LANES = 8
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
 
 
-@_compiled
+@compiled
 def _factorise(a: Array, p: int, acc: Array) -> None:
     """``A = L Lᵀ`` in the lower triangle of every lane; a pivot that is not positive becomes NaN."""
     for j in range(p):
@@ -49,7 +48,7 @@ def _factorise(a: Array, p: int, acc: Array) -> None:
                 a[i, j, v] *= acc[v]
 
 
-@_compiled
+@compiled
 def _forward(a: Array, b: Array, p: int) -> None:
     """``L⁻¹ b`` in place in every lane."""
     for j in range(p):
@@ -60,7 +59,7 @@ def _forward(a: Array, b: Array, p: int) -> None:
             b[j, v] /= a[j, j, v]
 
 
-@_compiled
+@compiled
 def _backward(a: Array, b: Array, p: int) -> None:
     """``L⁻ᵀ b`` in place in every lane."""
     for j in range(p - 1, -1, -1):
@@ -71,7 +70,7 @@ def _backward(a: Array, b: Array, p: int) -> None:
             b[j, v] /= a[j, j, v]
 
 
-@_compiled
+@compiled
 def _last_row(a: Array, w: Array, p: int) -> None:
     """``w = L⁻ᵀ e_m``."""
     for j in range(p):
@@ -82,7 +81,7 @@ def _last_row(a: Array, w: Array, p: int) -> None:
     _backward(a, w, p)
 
 
-@_compiled
+@compiled
 def _adjoint(a: Array, w: Array, g: Array, p: int) -> None:
     """From ``g = ∂/∂w`` the vectors ``s`` (in place of ``g``) and ``q`` (in place of ``w``) with
     ``∂/∂A = -s qᵀ``: ``w = q/√q_m`` with ``q = A⁻¹ e_m`` and ``dq = -A⁻¹ dA q``.
@@ -101,7 +100,7 @@ def _adjoint(a: Array, w: Array, g: Array, p: int) -> None:
     _backward(a, g, p)
 
 
-@_compiled
+@compiled
 def _decouple(a: Array, neighbours: Array, begin: int, end: int, p: int) -> None:
     for v in range(LANES):
         i = min(begin + v, end - 1)
@@ -114,7 +113,7 @@ def _decouple(a: Array, neighbours: Array, begin: int, end: int, p: int) -> None
                     a[k, j, v] = 0.0
 
 
-@_compiled
+@compiled
 def _gather(points: Array, neighbours: Array, begin: int, end: int, c: Array) -> None:
     """Coordinates of a block in every lane; a lane beyond ``end`` repeats the last site."""
     m, d = neighbours.shape[1], points.shape[1]
@@ -128,7 +127,7 @@ def _gather(points: Array, neighbours: Array, begin: int, end: int, c: Array) ->
             c[m, axis, v] = points[i, axis]
 
 
-@_compiled
+@compiled
 def _correlation(s: Array, family: int) -> None:
     """``ρ`` of squared scaled distances, in place."""
     if family == 0:
@@ -147,7 +146,7 @@ def _correlation(s: Array, family: int) -> None:
             s[v] = math.exp(-0.5 * s[v])
 
 
-@_compiled
+@compiled
 def _slope(s: Array, family: int) -> None:
     """``-ρ'(r)/(r ρ(r))`` of squared scaled distances, in place."""
     if family == 0:
@@ -165,7 +164,7 @@ def _slope(s: Array, family: int) -> None:
             s[v] = 1.0
 
 
-@_compiled
+@compiled
 def _square_distance(c: Array, j: int, k: int, s: Array) -> None:
     for v in range(LANES):
         s[v] = 0.0
@@ -175,7 +174,7 @@ def _square_distance(c: Array, j: int, k: int, s: Array) -> None:
             s[v] += h * h
 
 
-@_compiled
+@compiled
 def _fill(a: Array, c: Array, p: int, variance: float, nugget: float, family: int, s: Array) -> None:
     for j in range(p):
         for k in range(j):
@@ -188,7 +187,7 @@ def _fill(a: Array, c: Array, p: int, variance: float, nugget: float, family: in
             a[j, j, v] = variance + nugget
 
 
-@_compiled
+@compiled
 def isotropic_rows(
     points: Array,
     neighbours: Array,
@@ -214,7 +213,7 @@ def isotropic_rows(
                 rows[b + v, j] = w[j, v]
 
 
-@_compiled
+@compiled
 def isotropic_gradient(
     points: Array,
     neighbours: Array,
@@ -266,7 +265,7 @@ def isotropic_gradient(
                             total[2 + x * d + y, v] += t[v] * h
 
 
-@_compiled
+@compiled
 def _unpack(packed: Array, begin: int, end: int, a: Array, p: int) -> None:
     for v in range(LANES):
         i = min(begin + v, end - 1)
@@ -277,7 +276,7 @@ def _unpack(packed: Array, begin: int, end: int, a: Array, p: int) -> None:
                 entry += 1
 
 
-@_compiled
+@compiled
 def packed_rows(packed: Array, rows: Array, begin: int, end: int) -> None:
     """Rows from blocks given by their lower triangles, row after row."""
     p = rows.shape[1]
@@ -291,7 +290,7 @@ def packed_rows(packed: Array, rows: Array, begin: int, end: int) -> None:
                 rows[b + v, j] = w[j, v]
 
 
-@_compiled
+@compiled
 def packed_gradient(packed: Array, grad: Array, out: Array, begin: int, end: int) -> None:
     """Derivative to the lower triangles, each entry standing for both places of the symmetric block."""
     p = grad.shape[1]
@@ -313,259 +312,3 @@ def packed_gradient(packed: Array, grad: Array, out: Array, begin: int, end: int
                     entry += 1
                 out[b + v, entry] = -g[j, v] * w[j, v]
                 entry += 1
-
-
-@_compiled
-def solve(rows: Array, neighbours: Array, x: Array, begin: int, end: int) -> None:
-    """``W⁻¹ x`` in place, ``x`` of shape ``(n, fields)``, for the fields ``begin … end-1``."""
-    n, m = neighbours.shape
-    for i in range(n):
-        for j in range(m):
-            q = neighbours[i, j]
-            if q < 0:
-                break
-            weight = rows[i, j]
-            for f in range(begin, end):
-                x[i, f] -= weight * x[q, f]
-        inverse = 1.0 / rows[i, m]
-        for f in range(begin, end):
-            x[i, f] *= inverse
-
-
-@_compiled
-def solve_transposed(rows: Array, neighbours: Array, x: Array, begin: int, end: int) -> None:
-    """``W⁻ᵀ x`` in place."""
-    n, m = neighbours.shape
-    for i in range(n - 1, -1, -1):
-        inverse = 1.0 / rows[i, m]
-        for f in range(begin, end):
-            x[i, f] *= inverse
-        for j in range(m):
-            q = neighbours[i, j]
-            if q < 0:
-                break
-            weight = rows[i, j]
-            for f in range(begin, end):
-                x[q, f] -= weight * x[i, f]
-
-
-@_compiled
-def product(rows: Array, neighbours: Array, x: Array, out: Array, begin: int, end: int) -> None:
-    """``W x``."""
-    n, m = neighbours.shape
-    for i in range(n):
-        for f in range(begin, end):
-            out[i, f] = rows[i, m] * x[i, f]
-        for j in range(m):
-            q = neighbours[i, j]
-            if q < 0:
-                break
-            weight = rows[i, j]
-            for f in range(begin, end):
-                out[i, f] += weight * x[q, f]
-
-
-@_compiled
-def product_transposed(rows: Array, neighbours: Array, x: Array, out: Array, begin: int, end: int) -> None:
-    """``Wᵀ x``; ``out`` holds zeros."""
-    n, m = neighbours.shape
-    for i in range(n):
-        for f in range(begin, end):
-            out[i, f] += rows[i, m] * x[i, f]
-        for j in range(m):
-            q = neighbours[i, j]
-            if q < 0:
-                break
-            weight = rows[i, j]
-            for f in range(begin, end):
-                out[q, f] += weight * x[i, f]
-
-
-@_compiled
-def outer(neighbours: Array, x: Array, y: Array, out: Array, begin: int, end: int) -> None:
-    """``Σ_f x_if y_qf`` for every entry ``(i, q)`` of ``W``, sites ``begin … end-1``; ``out`` holds zeros."""
-    m = neighbours.shape[1]
-    fields = x.shape[1]
-    for i in range(begin, end):
-        for j in range(m):
-            q = neighbours[i, j]
-            if q < 0:
-                break
-            total = 0.0
-            for f in range(fields):
-                total += x[i, f] * y[q, f]
-            out[i, j] = total
-        total = 0.0
-        for f in range(fields):
-            total += x[i, f] * y[i, f]
-        out[i, m] = total
-
-
-@_compiled
-def _highest(word: Any) -> int:
-    bit = 0
-    for step in (32, 16, 8, 4, 2, 1):
-        if word >> np.uint64(step):
-            word >>= np.uint64(step)
-            bit += step
-    return bit
-
-
-@_compiled
-def _ancestors(rows: Array, neighbours: Array, i: int, v: Array, marks: Array, found: Array) -> int:
-    """``W⁻ᵀ e_i`` in ``v`` at the sites ``found`` (descending), and how many there are; the other entries of
-    ``v`` are 0.
-    """
-    m = neighbours.shape[1]
-    v[i] = 1.0
-    word = i >> 6
-    marks[word] |= np.uint64(1) << np.uint64(i & 63)
-    count = 0
-    while word >= 0:
-        if marks[word] == 0:
-            word -= 1
-            continue
-        bit = _highest(marks[word])
-        marks[word] ^= np.uint64(1) << np.uint64(bit)
-        site = (word << 6) + bit
-        found[count] = site
-        count += 1
-        v[site] /= rows[site, m]
-        for j in range(m):
-            q = neighbours[site, j]
-            if q < 0:
-                break
-            v[q] -= rows[site, j] * v[site]
-            marks[q >> 6] |= np.uint64(1) << np.uint64(q & 63)
-    return count
-
-
-@_compiled
-def variances(rows: Array, neighbours: Array, out: Array, begin: int, end: int) -> None:
-    """``Γ_ii = ‖W⁻ᵀ e_i‖²``, where only ancestors of ``i`` are not 0."""
-    n = len(rows)
-    v, found = np.zeros(n), np.empty(n, dtype=np.int64)
-    marks = np.zeros((n >> 6) + 1, dtype=np.uint64)
-    for i in range(begin, end):
-        count = _ancestors(rows, neighbours, i, v, marks, found)
-        total = 0.0
-        for a in range(count):
-            total += v[found[a]] * v[found[a]]
-            v[found[a]] = 0.0
-        out[i] = total
-
-
-@_compiled
-def variances_gradient(rows: Array, neighbours: Array, grad: Array, out: Array, begin: int, end: int) -> None:
-    """Adds ``-2 Σ_i g_i (W⁻ᵀ e_i)_j (Γ e_i)_k`` to ``out`` at every entry ``(j, k)`` of ``W``."""
-    n, m = neighbours.shape
-    v, u, found = np.zeros(n), np.zeros(n), np.empty(n, dtype=np.int64)
-    marks = np.zeros((n >> 6) + 1, dtype=np.uint64)
-    for i in range(begin, end):
-        count = _ancestors(rows, neighbours, i, v, marks, found)
-        for a in range(count - 1, -1, -1):
-            site = found[a]
-            total = v[site]
-            for j in range(m):
-                q = neighbours[site, j]
-                if q < 0:
-                    break
-                total -= rows[site, j] * u[q]
-            u[site] = total / rows[site, m]
-        for a in range(count):
-            site = found[a]
-            factor = -2.0 * grad[i] * v[site]
-            for j in range(m):
-                q = neighbours[site, j]
-                if q < 0:
-                    break
-                out[site, j] += factor * u[q]
-            out[site, m] += factor * u[site]
-            v[site] = 0.0
-
-
-@numba.njit(nogil=True, cache=True)
-def maximin(points: Array, order: Array, brute: int) -> None:
-    """The maximin order of ``points`` ``(n, d)``, ``d ≤ 3``; the first ``brute`` steps look at all sites.
-
-    Range searches go through square cells at least as wide as the distance of the step, made anew whenever
-    that has halved; a row of cells is one range of the sites sorted by cell.
-    """
-    n, d = points.shape
-    low, extent = np.empty(d), np.empty(d)
-    first, best = 0, np.inf
-    for axis in range(d):
-        low[axis] = points[:, axis].min()
-        extent[axis] = points[:, axis].max() - low[axis]
-    square = np.zeros(n)
-    mean = np.array([points[:, axis].mean() for axis in range(d)])
-    for i in range(n):
-        for axis in range(d):
-            square[i] += (points[i, axis] - mean[axis]) ** 2
-        if square[i] < best:
-            first, best = i, square[i]
-    order[0] = first
-    for i in range(n):
-        square[i] = 0.0
-        for axis in range(d):
-            square[i] += (points[i, axis] - points[first, axis]) ** 2
-    square[first] = -1.0
-    heap = [(-square[i], i) for i in range(n) if i != first]
-    heapq.heapify(heap)
-    count, reach = 1, -1.0
-    cell, cells = np.ones(3), np.ones(3, dtype=np.int64)
-    keys, sorted_keys, by_cell = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64), np.arange(n)
-    at = np.zeros(3, dtype=np.int64)
-    while len(heap) > 0:
-        key, index = heap[0]
-        now = square[index]
-        if -key != now:
-            heapq.heapreplace(heap, (-now, index))
-            continue
-        heapq.heappop(heap)
-        order[count] = index
-        square[index] = -1.0
-        count += 1
-        if now == 0.0:
-            continue
-        if count <= brute:
-            for i in range(n):
-                distance = 0.0
-                for axis in range(d):
-                    distance += (points[i, axis] - points[index, axis]) ** 2
-                square[i] = min(square[i], distance)
-            continue
-        radius = math.sqrt(now)
-        if reach < 0.0 or 2.0 * radius < reach:
-            reach = radius
-            for axis in range(d):
-                cell[axis] = max(radius * (1.0 + 1e-12), extent[axis] * 1e-5)
-                cells[axis] = int(extent[axis] / cell[axis]) + 1
-            for i in range(n):
-                keys[i] = 0
-                for axis in range(d):
-                    keys[i] = keys[i] * cells[axis] + int((points[i, axis] - low[axis]) / cell[axis])
-            by_cell = np.argsort(keys)
-            sorted_keys = keys[by_cell]
-        # the last axis is one range of keys, the others take up to three places each
-        for axis in range(d):
-            at[axis] = int((points[index, axis] - low[axis]) / cell[axis])
-        last = d - 1
-        from_last, to_last = max(at[last] - 1, 0), min(at[last] + 1, cells[last] - 1)
-        for row in range(3**last):
-            base, rest, inside = 0, row, True
-            for axis in range(last):
-                place = at[axis] + rest % 3 - 1
-                rest //= 3
-                inside = inside and 0 <= place < cells[axis]
-                base = base * cells[axis] + place
-            if not inside:
-                continue
-            base *= cells[last]
-            begin = np.searchsorted(sorted_keys, base + from_last)
-            end = np.searchsorted(sorted_keys, base + to_last, side="right")
-            for i in by_cell[begin:end]:
-                distance = 0.0
-                for axis in range(d):
-                    distance += (points[i, axis] - points[index, axis]) ** 2
-                square[i] = min(square[i], distance)
