@@ -39,7 +39,7 @@ class OrderCovariance(Covariance):
     domain: Sphere
     void_: Tensor
     multiplicity_: Tensor
-    _jitters = _JITTER
+    _jitters: tuple[float, ...] = _JITTER
 
     def __init__(
         self, domain: Sphere, channels: Channels = None, kernel: gpytorch.kernels.Kernel | None = None
@@ -84,7 +84,8 @@ class OrderCovariance(Covariance):
         even, odd = spectrum[..., 0, :, :], spectrum[..., 1, :, :]
         south, north = (even - odd) * scale, (even + odd) * scale
         rows = torch.cat([south, north[..., : self.domain.shape[0] // 2, :].flip(-2)], dim=-2)
-        return torch.fft.irfft(rows, n=self.domain.shape[1], dim=-1, norm="ortho")
+        result: Tensor = torch.fft.irfft(rows, n=self.domain.shape[1], dim=-1, norm="ortho")
+        return result
 
     def _by_order(self, x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
         """``operation`` on real columns ``(*batch, 2, orders, h, k)``."""

@@ -76,7 +76,7 @@ class SphereCovariance(OrderCovariance):
             near = at_separation(self.kernel, apart + product * sine2, across + product * cosine2, radius)
             far = at_separation(self.kernel, across + product * sine2, apart + product * cosine2, radius)
             both = torch.stack([near + far, near - far], dim=-3) * (scale[i] * scale[j])[:, None]
-            transformed = torch.fft.hfft(both.to(torch.complex128), n=columns)
+            transformed: Tensor = torch.fft.hfft(both.to(torch.complex128), n=columns)
             return transformed[..., : columns // 2 + 1].mT
 
         size = max(1, _CHUNK // len(step))

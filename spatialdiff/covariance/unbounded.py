@@ -7,11 +7,11 @@ they overlap, whatever the order, and fields of any extent need no memory.
 *The same bits everywhere.* ``w`` is a whole number of ``2^-18`` and ``a/‖a‖`` is split into whole numbers of
 ``2^-16``, ``2^-32`` (and ``2^-48`` for a given filter). The convolution of whole numbers is a whole number,
 and the FFT's error is far below 1/2: rounding its result removes it. So neither tiles nor the FFT's
-implementation show: all that is rounded is the sum of two or three numbers, in a fixed order. A result that is not within 1/4 of a
-whole number raises. What is left is the filter: a given one is the same everywhere, one of a kernel goes
-through ``exp`` and could, on another machine, round differently in the last place of ``2^-32``. Fields of
-equal `digest` are equal; where it must not depend on the machine, store ``field.average`` and build every
-field from that.
+implementation show: all that is rounded is the sum of two or three numbers, in a fixed order. A result that
+is not within 1/4 of a whole number raises. What is left is the filter: a given one is the same everywhere,
+one of a kernel goes through ``exp`` and could, on another machine, round differently in the last place of
+``2^-32``. Fields of equal `digest` are equal; where it must not depend on the machine, store
+``field.average`` and build every field from that.
 """
 
 from __future__ import annotations

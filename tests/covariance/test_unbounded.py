@@ -188,7 +188,7 @@ def test_filter_of_a_kernel(kernel, spacing):
 
 @pytest.mark.parametrize("which", ["kernel", "average"])
 def test_sample_covariance(which):
-    """All pairs of a window, over windows too far apart to share noise: variance ``(Γ_ii Γ_jj + Γ_ij²)/N``."""
+    """All pairs of a window, over windows that share no noise: variance ``(Γ_ii Γ_jj + Γ_ij²)/N``."""
     if which == "kernel":
         field = UnboundedField(Matern(1.5, 1.2).requires_grad_(False), (1.0, 1.0), 5, tolerance=1e-3)
     else:
@@ -289,5 +289,5 @@ def test_refuses():
         MovingAverage(torch.zeros(3))
     with pytest.raises(ValueError, match="1, 2 or 3 axes"):
         MovingAverage(torch.ones(2, 2, 2, 2))
-    with pytest.raises(ValueError, match="MovingAverage.ball"):
+    with pytest.raises(ValueError, match=r"MovingAverage\.ball"):
         MovingAverage.ball(-1.0, 2)
