@@ -298,7 +298,8 @@ class CirculantCovariance(Covariance):
             y = torch.fft.rfftn(some * root, dim=axes)
             for axis, n in zip(range(-ndim, 0), shape, strict=True):
                 y = y.narrow(axis, 0, n)
-            return y.real - y.imag
+            result: Tensor = y.real - y.imag
+            return result
 
         # buffers beyond some megabytes cost more to obtain than to fill
         sites = math.prod(self.embedding)
