@@ -25,7 +25,7 @@ _CLOSED = 9.5
 class Matern(StationaryKernel):
     r"""Matérn kernel; ``ν`` is the smoothness: sample paths have derivatives of every order below ``ν``.
 
-    ``ν = 1/2, 3/2, 5/2, …`` are closed forms, some hundred times faster than other orders.
+    ``ν = 1/2, 3/2, 5/2, …`` are closed forms, some ten times faster than other orders.
 
     Args:
         nu: ``0 < ν ≤ 100``. A number that stays as it is, unless ``trainable_nu``.
@@ -38,7 +38,7 @@ class Matern(StationaryKernel):
 
     Raises:
         ValueError: a parameter that is not positive and finite; ``ν > 100``, where Matérn and Gaussian differ
-            by less than 0.002.
+            by less than 0.003.
     """
 
     def __init__(
