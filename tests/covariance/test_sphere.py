@@ -13,6 +13,7 @@ import spatialdiff as sd
 from spatialdiff.covariance.sphere import SphereCovariance, at_separation
 from spatialdiff.domains.sphere import Sphere
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
+from spatialdiff.kernels.spherical_domain import SphericalExponential
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 
@@ -44,6 +45,15 @@ class TestChannels(TestEquiangular):
 class TestOneLatitude(TestEquiangular):
     grid = Sphere((1, 7), poles=False)
     channels = 2
+
+
+class TestAngle(TestEquiangular):
+    """A kernel of the great-circle angle, alone and in a sum with one of the chord."""
+
+    grid = Sphere((4, 5), "gauss_legendre", radius=3.0)
+
+    def kernel(self):
+        return SphericalExponential(0.8, 1.3) + Matern(1.5, 2.0, 0.4)
 
 
 def sites_of(sphere):
