@@ -1,9 +1,10 @@
 """What coloured noise costs.
 
-(a) A `(128, 3, 32, 32)` batch against `torch.randn` of that shape, for every structure.
-(b) One 1024 x 1024 non-periodic Matérn field against one `randn` and FFT of its embedding, and against
-GSTools for the same field. (c) The forms of the cosine transform, which set `MATRIX_LIMIT`, and dense
-against circulant, which set `DENSE_SITES`.
+(a) A `(128, 3, 32, 32)` batch against `torch.randn` of that shape, for every structure, and as a share of a
+training step of the default U-Net. (b) One 1024 x 1024 non-periodic Matérn field against half of one
+`randn` and complex FFT of its embedding (which gives two fields), and against GSTools for the same field.
+(c) The forms of the cosine transform, which set `MATRIX_LIMIT`, and dense against circulant, which set
+`DENSE_SITES`.
 
 Times are medians over repeats that take turns, so that a disturbance of the machine meets all of them alike.
 Factors are cached, as they are in training with parameters that are not trained; set-up is timed apart.
@@ -56,13 +57,35 @@ def batch(repeats: int) -> None:
         "torus, channel matrix": sd.covariance(kernel, torus, channels=mixed),
         "cosine": sd.covariance(kernel, plain, method="cosine"),
         "dense": sd.covariance(kernel, plain, method="dense"),
+        "reflection": sd.covariance(kernel, plain, method="reflection"),
         "circulant": sd.covariance(kernel, plain, method="circulant"),
     }
     tasks: dict[str, Callable[[], object]] = {"torch.randn": lambda: torch.randn(shape)}
     for name, gamma in structures.items():
         lead = shape[:1] if gamma.channels else shape[:2]
         tasks[name] = lambda gamma=gamma, lead=lead: gamma.sample(lead)  # type: ignore[misc]
-    table(f"(a) coloured batch {shape}, float32", medians(tasks, repeats), "torch.randn")
+    timings = medians(tasks, repeats)
+    table(f"(a) coloured batch {shape}, float32", timings, "torch.randn")
+    step = training_step(shape)
+    taken = sd.covariance(kernel, plain).method
+    share = timings[taken] / step
+    print(f"a training step of the default U-Net on that batch takes {step:.2f} s;")
+    print(f"{taken}, which auto takes, {share:.2%} of that")
+
+
+def training_step(shape: tuple[int, ...]) -> float:
+    """Seconds of one forward and backward pass and update of the default U-Net, the smaller of two."""
+    network = sd.networks.UNet(shape[1], sd.Grid(shape[2:]))
+    optimiser = torch.optim.Adam(network.parameters())
+    seconds = []
+    for _ in range(2):
+        x, t = torch.randn(shape), torch.rand(shape[0])
+        start = time.perf_counter()
+        optimiser.zero_grad()
+        (network(x, t) - x).square().mean().backward()
+        optimiser.step()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def field(repeats: int, peers: bool) -> None:
@@ -74,11 +97,15 @@ def field(repeats: int, peers: bool) -> None:
     cosine = sd.covariance(kernel, grid, method="cosine")
     embedding = gamma.factor_shape
 
-    def floor() -> object:
+    def real() -> object:
         return torch.fft.rfftn(torch.randn(embedding))
 
+    def two() -> object:
+        return torch.fft.fftn(torch.randn(embedding, dtype=torch.complex64))
+
     tasks: dict[str, Callable[[], object]] = {
-        f"randn + real FFT of {tuple(embedding)}": floor,
+        f"randn + complex FFT of {tuple(embedding)}": two,
+        f"randn + real FFT of {tuple(embedding)}": real,
         "circulant (exact)": lambda: gamma.sample(),
         "cosine (closest in that basis)": lambda: cosine.sample(),
     }
@@ -86,7 +113,9 @@ def field(repeats: int, peers: bool) -> None:
     timings["circulant, first field with set-up"] = setup
     if peers:
         timings |= gstools(grid, 30.0)
-    table("(b) one 1024 x 1024 non-periodic Matérn 3/2 field, float32", timings, next(iter(tasks)))
+    floor = "half of randn + complex FFT"
+    timings = {floor: timings[next(iter(tasks))] / 2, **timings}
+    table("(b) one 1024 x 1024 non-periodic Matérn 3/2 field, float32", timings, floor)
 
 
 def gstools(grid: sd.Grid, lengthscale: float) -> Timings:

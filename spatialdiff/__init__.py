@@ -32,11 +32,14 @@ if TYPE_CHECKING:
         LowRankCovariance,
         MaskedCovariance,
         MatrixFreeCovariance,
+        MovingAverage,
+        ReflectionCovariance,
         ScaledCovariance,
         SPDECovariance,
         SphereCovariance,
         SumCovariance,
         TorusCovariance,
+        UnboundedField,
         VecchiaCovariance,
         WhiteCovariance,
         covariance,
@@ -66,8 +69,9 @@ _HOME = {
     "covariance": (
         "BlockCovariance CirculantCovariance CoregionalizedCovariance CosineCovariance Covariance "
         "DenseCovariance GraphMaternCovariance KroneckerCovariance LowRankCovariance MaskedCovariance "
-        "MatrixFreeCovariance SPDECovariance ScaledCovariance SphereCovariance SumCovariance TorusCovariance "
-        "VecchiaCovariance WhiteCovariance covariance white"
+        "MatrixFreeCovariance MovingAverage ReflectionCovariance SPDECovariance ScaledCovariance "
+        "SphereCovariance SumCovariance TorusCovariance UnboundedField VecchiaCovariance "
+        "WhiteCovariance covariance white"
     ),
     "denoisers": "Denoiser",
     "domains": "Graph Grid MaskedGrid Mesh Points RectilinearGrid Sphere",
@@ -110,12 +114,14 @@ __all__ = [
     "MaskedGrid",
     "MatrixFreeCovariance",
     "Mesh",
+    "MovingAverage",
     "OrnsteinUhlenbeck",
     "OrnsteinUhlenbeckBridge",
     "Paired",
     "Points",
     "Rectified",
     "RectilinearGrid",
+    "ReflectionCovariance",
     "SPDECovariance",
     "ScaledCovariance",
     "Sphere",
@@ -123,6 +129,7 @@ __all__ = [
     "SumCovariance",
     "TorusCovariance",
     "Trainer",
+    "UnboundedField",
     "VecchiaCovariance",
     "WhiteCovariance",
     "__version__",

@@ -25,12 +25,15 @@ from spatialdiff.covariance.kronecker import KroneckerCovariance
 from spatialdiff.covariance.low_rank import LowRankCovariance
 from spatialdiff.covariance.masked import MaskedCovariance
 from spatialdiff.covariance.matrix_free import MatrixFreeCovariance
+from spatialdiff.covariance.moving_average import MovingAverage
+from spatialdiff.covariance.reflection import ReflectionCovariance
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.scaled import ScaledCovariance
 from spatialdiff.covariance.spde import SPDECovariance
 from spatialdiff.covariance.sphere import SphereCovariance
 from spatialdiff.covariance.sums import SumCovariance
 from spatialdiff.covariance.torus import TorusCovariance
+from spatialdiff.covariance.unbounded import UnboundedField
 from spatialdiff.covariance.vecchia import VecchiaCovariance
 from spatialdiff.covariance.white import WhiteCovariance, white
 
@@ -54,13 +57,16 @@ __all__ = [
     "LowRankCovariance",
     "MaskedCovariance",
     "MatrixFreeCovariance",
+    "MovingAverage",
     "PencilBasis",
+    "ReflectionCovariance",
     "SPDECovariance",
     "ScaledCovariance",
     "SpatialWarning",
     "SphereCovariance",
     "SumCovariance",
     "TorusCovariance",
+    "UnboundedField",
     "VecchiaCovariance",
     "WhiteCovariance",
     "covariance",

@@ -20,6 +20,7 @@ _STRUCTURES: dict[str, tuple[str, str, tuple[type, ...]]] = {
     "torus": ("torus", "TorusCovariance", (Grid, MaskedGrid)),
     "cosine": ("cosine", "CosineCovariance", (Grid,)),
     "circulant": ("circulant", "CirculantCovariance", (Grid, MaskedGrid)),
+    "reflection": ("reflection", "ReflectionCovariance", (Grid,)),
     "kronecker": ("kronecker", "KroneckerCovariance", (Grid, RectilinearGrid)),
     "matrix_free": ("matrix_free", "MatrixFreeCovariance", (Domain,)),
     "vecchia": ("vecchia", "VecchiaCovariance", (Domain,)),
@@ -60,8 +61,8 @@ def covariance(
         domain: a grid (regular, masked or rectilinear), points, a mesh, a graph or a sphere.
         channels: None (Γ broadcasts over leading axes), the number of independent channels, or a ``(C, C)``
             channel covariance.
-        method: "auto", "white", "dense", "torus", "cosine", "circulant", "kronecker", "matrix_free",
-            "vecchia", "spde", "graph", "sphere".
+        method: "auto", "white", "dense", "torus", "cosine", "circulant", "reflection", "kronecker",
+            "matrix_free", "vecchia", "spde", "graph", "sphere".
         spectrum: instead of a kernel, the eigenvalues in the Fourier or cosine basis, shape ``basis.modes``
             or ``(C, *basis.modes)`` (method "torus" or "cosine"), or the angular power spectrum ``(L+1,)``
             or ``(C, L+1)`` (method "sphere").
@@ -89,10 +90,7 @@ def covariance(
         raise TypeError(f"covariance needs a gpytorch kernel, got {type(kernel).__name__}.")
     if method != "auto":
         return _build(method, kernel, domain, channels, options)
-    chosen, reason = choose(kernel, domain)
-    gamma = _build(chosen, kernel, domain, channels, options)
-    gamma.choice = reason
-    return gamma
+    return choose(kernel, domain, lambda chosen: _build(chosen, kernel, domain, channels, options))
 
 
 def _build(
