@@ -1,104 +1,26 @@
-r"""Which structure ``method="auto"`` takes: the cheapest exact one, by measured costs.
+r"""Which structure ``method="auto"`` takes: the cheapest exact one.
 
-The cost of a structure is its set-up, plus `FIELDS` draws, in nanoseconds on one core of the machine of
-``benchmarks/choice.py``, which measures the constants below; only their ratios matter. Exact structures
-come first, those whose set-up fits in `MEMORY` and `SETUP`; Vecchia's approximation is taken where none is
-left, and says so in the report.
+Exact structures come first, those whose set-up and memory are within the limits, by the costs of
+`spatialdiff.covariance.costs`; Vecchia's approximation is taken where none is left, and says so in the
+report. A batch of hyperparameters costs as many times as much as one.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import gpytorch
 
+from spatialdiff.covariance import costs
+from spatialdiff.covariance.costs import Candidate
 from spatialdiff.domains import Domain, Graph, Grid, MaskedGrid, Mesh, RectilinearGrid, Sphere
 from spatialdiff.kernels import Matern, Nugget
 
-# a Γ is made once and drawn from at every step of a training run
-FIELDS = 10_000
-MEMORY = 4e9
-SETUP = 120e9  # two minutes
-
-# nanoseconds on one core, benchmarks/choice.py
-NORMAL = 4.0  # a normal number, float32
-TRANSFORM = 1.0  # a real FFT, per value and binary digit of the size
-PRODUCT = 0.04  # a multiplication and an addition in a matrix product, float32
-CHOLESKY = 0.12  # the same in a Cholesky factorisation, float64
-ENTRY = 30.0  # an entry of Γ from the kernel
-ROW = 0.35  # Vecchia: m³ of a row
-SPARSE = 4.0  # an entry of a sparse triangular solve
-VECCHIA_NEIGHBOURS = 30
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A structure that could represent Γ.
-
-    Attributes:
-        method: its name.
-        exact: whether it is the covariance that was asked for.
-        setup: nanoseconds once.
-        draw: nanoseconds per field.
-        memory: bytes.
-        why: what it is, for the report.
-    """
-
-    method: str
-    exact: bool
-    setup: float
-    draw: float
-    memory: float
-    why: str
-
-    @property
-    def cost(self) -> float:
-        """Nanoseconds of the set-up and `FIELDS` draws."""
-        return self.setup + FIELDS * self.draw
-
-
-def _dense(n: int, why: str) -> Candidate:
-    setup = ENTRY * n**2 + CHOLESKY * n**3 / 3
-    return Candidate("dense", True, setup, NORMAL * n + PRODUCT * n**2, 24.0 * n**2, why)
-
-
-def _transform(method: str, values: int, why: str) -> Candidate:
-    draw = NORMAL * values + TRANSFORM * values * math.log2(max(2, values))
-    return Candidate(method, True, ENTRY * values + 3 * draw, draw, 40.0 * values, why)
-
-
-def _vecchia(n: int) -> Candidate:
-    m = min(VECCHIA_NEIGHBOURS, n - 1)
-    return Candidate(
-        "vecchia",
-        False,
-        ROW * n * m**3 + 20_000.0 * n,
-        n * (NORMAL + SPARSE * m),
-        60.0 * n * m,
-        f"each site given its {m} nearest neighbours before it",
-    )
-
-
-def _kronecker(kernel: gpytorch.kernels.Kernel, domain: Grid | RectilinearGrid) -> Candidate | None:
-    from spatialdiff.covariance.separation import Separation
-
-    if domain.ndim == 1:
-        return None
-    try:
-        blocks = Separation(kernel, domain).blocks
-    except ValueError:  # not separable: not a candidate
-        return None
-    sizes = [math.prod(domain.shape[axis] for axis in block.axes) for block in blocks]
-    n = domain.size
-    return Candidate(
-        "kronecker",
-        True,
-        sum(ENTRY * s**2 + 10 * CHOLESKY * s**3 for s in sizes),
-        NORMAL * n + PRODUCT * n * sum(sizes),
-        sum(32.0 * s**2 for s in sizes) + 16 * n,
-        f"separable into blocks of {' x '.join(map(str, sizes))} sites",
-    )
+if TYPE_CHECKING:
+    from spatialdiff.covariance.base import Covariance
 
 
 def candidates(kernel: gpytorch.kernels.Kernel, domain: Domain) -> list[Candidate]:
@@ -107,66 +29,113 @@ def candidates(kernel: gpytorch.kernels.Kernel, domain: Domain) -> list[Candidat
     Raises:
         ValueError: none applies.
     """
+    count = kernel.batch_shape.numel()
+    return [
+        dataclasses.replace(c, setup=count * c.setup, draw=count * c.draw, memory=count * c.memory)
+        for c in _of_one(kernel, domain)
+    ]
+
+
+def _of_one(kernel: gpytorch.kernels.Kernel, domain: Domain) -> list[Candidate]:
     n = domain.size
     if isinstance(kernel, Nugget):
-        return [Candidate("white", True, 0.0, NORMAL * n, 8.0, "a nugget alone is white noise")]
+        return [costs.white(n)]
     if isinstance(domain, Graph):
-        why = "the sparse precision of a graph"
-        return [Candidate("graph", True, 1e3 * n, SPARSE * 30 * n, 500.0 * n, why)]
+        return [costs.graph(kernel, domain)]
+    each = costs.entry(kernel)
     if isinstance(domain, Mesh):
-        return _on_mesh(kernel, domain)
+        if isinstance(kernel, Matern) and not kernel.trainable_nu and kernel.lengthscale.shape[-1] == 1:
+            return [costs.spde(kernel, domain)]
+        return [costs.dense(n, each, "vertices"), costs.vecchia(n, each)]
     if isinstance(domain, Sphere):
-        rows, columns = domain.shape
-        draw = NORMAL * n + TRANSFORM * n * math.log2(columns) + PRODUCT * n * rows
-        why = "isotropic: diagonal in the order of the longitudes, a factor of latitudes for each"
-        setup = ENTRY * n * rows + CHOLESKY * n * rows**2
-        return [Candidate("sphere", True, setup, draw, 12.0 * n * rows, why)]
-    if isinstance(domain, Grid) and all(domain.periodic):
+        return _on_sphere(kernel, domain)
+    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    cut = ", cut to the valid cells" if isinstance(domain, MaskedGrid) else ""
+    wraps = isinstance(grid, Grid) and all(grid.periodic)
+    if isinstance(domain, Grid) and wraps:
         if kernel.is_stationary:
-            return [_transform("torus", n, "periodic on every axis: diagonal in the Fourier basis")]
+            return [costs.torus(kernel, domain, cut)]
         raise ValueError(
             f"covariance: {type(kernel).__name__} is not stationary, and the grid is periodic on every axis, "
             "where a kernel is summed over its images. Use a stationary one or a grid that is not periodic."
         )
-    found = [_dense(n, "every pair of sites, Cholesky in float64")]
-    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    found = [costs.dense(n, each)]
     if isinstance(grid, Grid) and kernel.is_stationary:
-        values = math.prod(
-            size if wraps else 2 * size for size, wraps in zip(grid.shape, grid.periodic, strict=True)
-        )
-        cut = ", cut to the valid cells" if isinstance(domain, MaskedGrid) else ""
-        why = f"stationary on a regular grid: a corner of a circulant matrix{cut}"
-        found.append(_transform("circulant", values, why))
-    if isinstance(domain, Grid | RectilinearGrid) and not any(domain.periodic):
-        separable = _kronecker(kernel, domain)
+        found.append(costs.torus(kernel, grid, cut) if wraps else costs.circulant(kernel, grid, cut))
+    if isinstance(domain, Grid | RectilinearGrid):
+        separable = costs.kronecker(kernel, domain)
         found += [separable] if separable else []
     if not any(domain.periodic):
-        found.append(_vecchia(n))
+        found.append(costs.vecchia(n, each))
     return found
 
 
-def _on_mesh(kernel: gpytorch.kernels.Kernel, domain: Mesh) -> list[Candidate]:
-    n = domain.size
-    if isinstance(kernel, Matern) and kernel.lengthscale.shape[-1] == 1:
-        fill = n * math.log2(max(2, n))
-        why = "the Matérn equation on the mesh by finite elements, which has a free boundary"
-        return [Candidate("spde", False, 1e3 * fill, SPARSE * 10 * fill, 100 * fill, why)]
-    return [_dense(n, "every pair of vertices, Cholesky in float64"), _vecchia(n)]
+def _on_sphere(kernel: gpytorch.kernels.Kernel, domain: Sphere) -> list[Candidate]:
+    from spatialdiff.covariance.sphere import check_isotropic
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_isotropic(kernel, domain, "SphereCovariance")
+    except ValueError:
+        # a pole is one site that is written many times, which only the structure of spheres knows
+        if domain.poles:
+            raise
+        return [
+            costs.dense(domain.size, costs.entry(kernel)),
+            costs.vecchia(domain.size, costs.entry(kernel)),
+        ]
+    return [costs.sphere(kernel, domain)]
 
 
-def choose(kernel: gpytorch.kernels.Kernel, domain: Domain) -> tuple[str, str]:
-    """The method for ``"auto"``, and why."""
+# ---- which of those is taken
+def ranking(found: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates in the order in which they are taken: exact ones within the limits, by cost; approximations;
+    exact ones beyond the limits.
+    """
+    return sorted(found, key=lambda c: ((0 if c.fits else 2) if c.exact else 1, c.cost))
+
+
+def choose(kernel: gpytorch.kernels.Kernel, domain: Domain, build: Callable[[str], Covariance]) -> Covariance:
+    """Γ of the first candidate that can be built, `Covariance.choice` says why.
+
+    Args:
+        kernel, domain: Γ's.
+        build: makes the structure of a method.
+
+    Raises:
+        ValueError: no structure applies.
+        EmbeddingError: no circulant embedding is a covariance, and there is no other structure.
+    """
+    from spatialdiff.covariance.embedding import EmbeddingError
+
     found = candidates(kernel, domain)
-    within = [c for c in found if c.exact and c.memory <= MEMORY and c.setup <= SETUP]
-    pool = within or [c for c in found if not c.exact] or found
-    best = min(pool, key=lambda c: c.cost)
+    refused: list[Candidate] = []
+    errors: list[EmbeddingError] = []
+    for candidate in ranking(found):
+        try:
+            gamma = build(candidate.method)
+        except EmbeddingError as error:
+            refused.append(candidate)
+            errors.append(error)
+            continue
+        gamma.choice = explain(candidate, found, refused)
+        return gamma
+    raise errors[0]
+
+
+def explain(best: Candidate, found: Sequence[Candidate], refused: Sequence[Candidate] = ()) -> str:
+    """Why ``best`` was taken from ``found``; ``refused`` could not be built."""
     reason = f"{best.why}; about {_seconds(best.setup)} once and {_seconds(best.draw)} per field"
-    others = [f"{c.method} {_seconds(c.setup)} and {_seconds(c.draw)}" for c in found if c is not best]
+    others = [c for c in found if c is not best and c not in refused]
     if others:
-        reason += f" (against {', '.join(others)})"
-    if not best.exact and any(c.exact for c in found):
+        compared = (f"{c.method} {_seconds(c.setup)} and {_seconds(c.draw)}" for c in others)
+        reason += f" (against {', '.join(compared)})"
+    if refused:
+        reason += "; not circulant: no embedding within its limits is a covariance"
+    if not best.exact and any(c.exact for c in others):
         reason += "; the exact ones are beyond the limits of memory and time, name one to have it anyway"
-    return best.method, reason
+    return reason
 
 
 def _seconds(nanoseconds: float) -> str:
