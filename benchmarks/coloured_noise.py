@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 
 import spatialdiff as sd
-from spatialdiff.covariance.dct import cosine_matrix, fourier_dct
+from spatialdiff.covariance.numerics.dct import cosine_matrix, fourier_dct
 from spatialdiff.kernels import Matern, Nugget
 
 Timings = dict[str, float]

@@ -22,8 +22,8 @@ os.environ.setdefault("KEOPS_VERBOSE", "0")
 import torch
 from torch import Tensor
 
-from spatialdiff.covariance.closed_forms import closed_form
-from spatialdiff.covariance.tile_product import engine
+from spatialdiff.covariance.points.closed_forms import closed_form
+from spatialdiff.covariance.points.tile_product import engine
 from spatialdiff.kernels import Matern
 
 SCALE = 0.1  # length scale on the unit square

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from spatialdiff.covariance.vecchia import VecchiaCovariance
+from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.domains import Points
 from spatialdiff.kernels import Matern, Nugget
 

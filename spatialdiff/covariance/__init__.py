@@ -11,30 +11,30 @@ from spatialdiff.covariance.basis import (
     FourierBasis,
     PencilBasis,
 )
-from spatialdiff.covariance.blocks import BlockCovariance
 from spatialdiff.covariance.checks import SpatialWarning
-from spatialdiff.covariance.circulant import CirculantCovariance
-from spatialdiff.covariance.coregionalized import CoregionalizedCovariance
-from spatialdiff.covariance.cosine import CosineCovariance
+from spatialdiff.covariance.compositions.blocks import BlockCovariance
+from spatialdiff.covariance.compositions.coregionalized import CoregionalizedCovariance
+from spatialdiff.covariance.compositions.low_rank import LowRankCovariance
+from spatialdiff.covariance.compositions.scaled import ScaledCovariance
+from spatialdiff.covariance.compositions.sums import SumCovariance
 from spatialdiff.covariance.dense import DenseCovariance
-from spatialdiff.covariance.embedding import EmbeddingError, EmbeddingReport, embedding_report
 from spatialdiff.covariance.factory import covariance
-from spatialdiff.covariance.graph_matern import GraphMaternCovariance
+from spatialdiff.covariance.grids.circulant import CirculantCovariance
+from spatialdiff.covariance.grids.cosine import CosineCovariance
+from spatialdiff.covariance.grids.embedding import EmbeddingError, EmbeddingReport, embedding_report
+from spatialdiff.covariance.grids.kronecker import KroneckerCovariance
+from spatialdiff.covariance.grids.masked import MaskedCovariance
+from spatialdiff.covariance.grids.reflection import ReflectionCovariance
+from spatialdiff.covariance.grids.torus import TorusCovariance
 from spatialdiff.covariance.joint import joint_spectrum
-from spatialdiff.covariance.kronecker import KroneckerCovariance
-from spatialdiff.covariance.low_rank import LowRankCovariance
-from spatialdiff.covariance.masked import MaskedCovariance
-from spatialdiff.covariance.matrix_free import MatrixFreeCovariance
-from spatialdiff.covariance.moving_average import MovingAverage
-from spatialdiff.covariance.reflection import ReflectionCovariance
+from spatialdiff.covariance.meshes.graph_matern import GraphMaternCovariance
+from spatialdiff.covariance.meshes.spde import SPDECovariance
+from spatialdiff.covariance.points.matrix_free import MatrixFreeCovariance
+from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.covariance.report import CovarianceReport
-from spatialdiff.covariance.scaled import ScaledCovariance
-from spatialdiff.covariance.spde import SPDECovariance
-from spatialdiff.covariance.sphere import SphereCovariance
-from spatialdiff.covariance.sums import SumCovariance
-from spatialdiff.covariance.torus import TorusCovariance
-from spatialdiff.covariance.unbounded import UnboundedField
-from spatialdiff.covariance.vecchia import VecchiaCovariance
+from spatialdiff.covariance.spheres.sphere import SphereCovariance
+from spatialdiff.covariance.unbounded.field import UnboundedField
+from spatialdiff.covariance.unbounded.moving_average import MovingAverage
 from spatialdiff.covariance.white import WhiteCovariance, white
 
 __all__ = [

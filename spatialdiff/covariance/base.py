@@ -265,13 +265,13 @@ class Covariance(nn.Module, ABC):
 
     def __add__(self, other: Covariance) -> Covariance:
         """``Γ_1 + Γ_2``, the law of the sum of independent fields."""
-        from spatialdiff.covariance.sums import SumCovariance
+        from spatialdiff.covariance.compositions.sums import SumCovariance
 
         return SumCovariance(self, other) if isinstance(other, Covariance) else NotImplemented
 
     def scaled(self, std: float | Tensor) -> Covariance:
         """``diag(s) Γ diag(s)`` with a standard deviation ``s``, one number or a field."""
-        from spatialdiff.covariance.scaled import ScaledCovariance
+        from spatialdiff.covariance.compositions.scaled import ScaledCovariance
 
         return ScaledCovariance(self, std)
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from spatialdiff.covariance.dct import dct, idct
+from spatialdiff.covariance.numerics.dct import dct, idct
 from spatialdiff.domains import Domain, Grid
 
 

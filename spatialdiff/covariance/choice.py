@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import gpytorch
+import torch
 
 from spatialdiff.covariance import costs
 from spatialdiff.covariance.costs import Candidate
@@ -21,6 +22,9 @@ from spatialdiff.kernels import Matern, Nugget
 
 if TYPE_CHECKING:
     from spatialdiff.covariance.base import Covariance
+
+# they factorise Γ itself
+_CHOLESKY = ("dense", "reflection")
 
 
 def candidates(kernel: gpytorch.kernels.Kernel, domain: Domain) -> list[Candidate]:
@@ -62,6 +66,8 @@ def _of_one(kernel: gpytorch.kernels.Kernel, domain: Domain) -> list[Candidate]:
     found = [costs.dense(n, each)]
     if isinstance(grid, Grid) and kernel.is_stationary:
         found.append(costs.torus(kernel, grid, cut) if wraps else costs.circulant(kernel, grid, cut))
+    if isinstance(domain, Grid) and kernel.is_stationary:
+        found.append(costs.reflection(kernel, domain))
     if isinstance(domain, Grid | RectilinearGrid):
         separable = costs.kronecker(kernel, domain)
         found += [separable] if separable else []
@@ -71,7 +77,7 @@ def _of_one(kernel: gpytorch.kernels.Kernel, domain: Domain) -> list[Candidate]:
 
 
 def _on_sphere(kernel: gpytorch.kernels.Kernel, domain: Sphere) -> list[Candidate]:
-    from spatialdiff.covariance.sphere import check_isotropic
+    from spatialdiff.covariance.spheres.sphere import check_isotropic
 
     try:
         with warnings.catch_warnings():
@@ -97,7 +103,10 @@ def ranking(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def choose(kernel: gpytorch.kernels.Kernel, domain: Domain, build: Callable[[str], Covariance]) -> Covariance:
-    """Γ of the first candidate that can be built, `Covariance.choice` says why.
+    """Γ of the first candidate that can be built; `Covariance.choice` says why.
+
+    Cholesky factors are tried where there is an exact structure without them to go on with: Γ of a smooth
+    kernel is singular to working precision, which a factorisation does not survive and a transform does.
 
     Args:
         kernel, domain: Γ's.
@@ -110,29 +119,54 @@ def choose(kernel: gpytorch.kernels.Kernel, domain: Domain, build: Callable[[str
     from spatialdiff.covariance.embedding import EmbeddingError
 
     found = candidates(kernel, domain)
-    refused: list[Candidate] = []
-    errors: list[EmbeddingError] = []
-    for candidate in ranking(found):
+    refused: list[tuple[Candidate, str]] = []
+    singular: tuple[Candidate, Covariance] | None = None
+    error: EmbeddingError | None = None
+    ranked = ranking(found)
+    for number, candidate in enumerate(ranked):
+        if singular is not None and not (candidate.exact and candidate.fits):
+            break
         try:
             gamma = build(candidate.method)
-        except EmbeddingError as error:
-            refused.append(candidate)
-            errors.append(error)
+        except EmbeddingError as caught:
+            error = error or caught
+            refused.append((candidate, "no embedding within its limits is a covariance"))
+            continue
+        rest = ranked[number + 1 :]
+        if candidate.method in _CHOLESKY and any(
+            c.exact and c.fits and c.method not in (*_CHOLESKY, "vecchia") for c in rest
+        ):
+            try:
+                with torch.no_grad():
+                    gamma._factor("cholesky")
+            except ValueError:
+                singular = singular or (candidate, gamma)
+                refused.append((candidate, "Γ is singular to working precision"))
+                continue
+        elif singular is not None and candidate.method in (*_CHOLESKY, "vecchia"):
             continue
         gamma.choice = explain(candidate, found, refused)
         return gamma
-    raise errors[0]
+    if singular is not None:
+        # its first use says what to do
+        candidate, gamma = singular
+        gamma.choice = explain(candidate, found, [r for r in refused if r[0] is not candidate])
+        return gamma
+    assert error is not None
+    raise error
 
 
-def explain(best: Candidate, found: Sequence[Candidate], refused: Sequence[Candidate] = ()) -> str:
-    """Why ``best`` was taken from ``found``; ``refused`` could not be built."""
+def explain(
+    best: Candidate, found: Sequence[Candidate], refused: Sequence[tuple[Candidate, str]] = ()
+) -> str:
+    """Why ``best`` was taken from ``found``; ``refused`` could not be built, and why."""
     reason = f"{best.why}; about {_seconds(best.setup)} once and {_seconds(best.draw)} per field"
-    others = [c for c in found if c is not best and c not in refused]
+    out = [c for c, _ in refused]
+    others = [c for c in found if c is not best and c not in out]
     if others:
         compared = (f"{c.method} {_seconds(c.setup)} and {_seconds(c.draw)}" for c in others)
         reason += f" (against {', '.join(compared)})"
-    if refused:
-        reason += "; not circulant: no embedding within its limits is a covariance"
+    reason += "".join(f"; not {c.method}: {because}" for c, because in refused)
     if not best.exact and any(c.exact for c in others):
         reason += "; the exact ones are beyond the limits of memory and time, name one to have it anyway"
     return reason

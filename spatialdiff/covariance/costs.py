@@ -20,32 +20,34 @@ MEMORY = 4e9  # bytes
 SETUP = 120e9  # two minutes
 
 # nanoseconds on one core, benchmarks/choice.py
-ONCE = 3e6  # making Γ and its first field, however small
+ONCE = 2e6  # making Γ and its first field, however small
 # a field of a batch of 64, however small
 CALL = {
     "white": 600.0,
     "dense": 1200.0,
     "torus": 1700.0,
     "circulant": 2500.0,
-    "kronecker": 4400.0,
+    "reflection": 2800.0,
+    "kronecker": 4300.0,
     "vecchia": 2800.0,
     "sphere": 4700.0,
     "spde": 3400.0,
 }
-NORMAL = 3.5  # a normal number, float32
-PASS = 1.0  # reading and writing a value, float32
-TRANSFORM = 0.12  # a real FFT, per value and binary digit of the size
+NORMAL = 3.4  # a normal number, float32
+PASS = 0.13  # reading and writing a value, float32
+TRANSFORM = 0.165  # a real FFT, per value and binary digit of the size
 PRODUCT = 0.026  # a multiplication and an addition in a matrix product, float32
-CHOLESKY = 0.05  # the same in a Cholesky factorisation, float64
+CHOLESKY = 0.04  # the same in a Cholesky factorisation, float64
 EIGEN = 0.5  # an eigendecomposition, float64, per cube of the size
-ENTRY = 60.0  # an entry of Γ, float64, from a kernel in closed form
-BESSEL = 900.0  # from a Matérn kernel of another order than 1/2, 3/2, 5/2, …
-SITE = 12_000.0  # order and neighbours of a site, for Vecchia
-ROW = 0.25  # m³ of a row of it
-SPARSE = 0.9  # an entry of its triangular solve
+ENTRY = 50.0  # an entry of Γ, float64, from a kernel in closed form
+GATHER = 10.0  # an entry of Γ from a table of lags, float64
+BESSEL = 750.0  # from a Matérn kernel of another order than 1/2, 3/2, 5/2, …
+SITE = 13_000.0  # order and neighbours of a site, for Vecchia
+ROW = 0.22  # m³ of a row of it
+SPARSE = 0.8  # an entry of its triangular solve
 VERTEX = 3_000.0  # a vertex of a mesh, before any factorisation
 FACTOR = 0.8  # an operation in a sparse factorisation
-SOLVE = 1.2  # an entry of a sparse factor, in a solve
+SOLVE = 1.0  # an entry of a sparse factor, in a solve
 
 IMAGES = 5.0  # of a kernel that is summed over the periods of an axis
 VECCHIA_NEIGHBOURS = 30
@@ -163,8 +165,8 @@ def _embedding(kernel: gpytorch.kernels.Kernel, grid: Grid) -> tuple[tuple[int, 
     """Sites per axis, and how many polynomials: of the embedding that will be used where the smallest one has
     at most `KNOWN` sites, else of the smallest one.
     """
-    from spatialdiff.covariance.embedding import EmbeddingError, plain_sizes
-    from spatialdiff.covariance.embedding import choose as embed
+    from spatialdiff.covariance.grids.embedding import EmbeddingError, plain_sizes
+    from spatialdiff.covariance.grids.embedding import choose as embed
     from spatialdiff.covariance.periodic import reflection_symmetric
 
     smallest = plain_sizes(grid, 1.0, 0 if reflection_symmetric(kernel) else 1)
@@ -178,9 +180,25 @@ def _embedding(kernel: gpytorch.kernels.Kernel, grid: Grid) -> tuple[tuple[int, 
     return plan.sizes, math.comb(grid.ndim + 2 * plan.order, grid.ndim) if plan.kind == "intrinsic" else 0
 
 
+def reflection(kernel: gpytorch.kernels.Kernel, grid: Grid) -> Candidate:
+    """Products with the factors of the blocks of even and odd parts."""
+    from spatialdiff.covariance.periodic import reflection_symmetric
+
+    parts = 2**grid.ndim if reflection_symmetric(kernel) else 2
+    n, each = grid.size, entry(kernel) * IMAGES ** sum(grid.periodic)
+    return Candidate(
+        "reflection",
+        True,
+        ONCE + each * n + GATHER * n**2 / parts + CHOLESKY * n**3 / (3 * parts**2),
+        CALL["reflection"] + n * (NORMAL + 2 * grid.ndim * PASS) + PRODUCT * n**2 / parts,
+        24.0 * n**2 / parts,
+        f"every pair of sites in {parts} blocks that reflections of the grid separate, Cholesky in float64",
+    )
+
+
 def kronecker(kernel: gpytorch.kernels.Kernel, domain: Grid | RectilinearGrid) -> Candidate | None:
     """None where the kernel is not separable."""
-    from spatialdiff.covariance.separation import Separation
+    from spatialdiff.covariance.grids.separation import Separation
 
     if domain.ndim == 1:
         return None
@@ -213,7 +231,7 @@ def sphere(kernel: gpytorch.kernels.Kernel, domain: Sphere) -> Candidate:
         # of the real and the imaginary parts
         CALL["sphere"]
         + NORMAL * n
-        + 2 * n * (2 * PASS + TRANSFORM * math.log2(columns))
+        + 2 * n * (10 * PASS + TRANSFORM * math.log2(columns))
         + 2 * PRODUCT * n * rows,
         5.0 * n * rows,
         "isotropic: diagonal in the order of the longitudes, a factor of latitudes for each",

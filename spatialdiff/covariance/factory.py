@@ -17,16 +17,16 @@ from spatialdiff.kernels import Coregionalization, Nugget
 _STRUCTURES: dict[str, tuple[str, str, tuple[type, ...]]] = {
     "white": ("white", "WhiteCovariance", (Domain,)),
     "dense": ("dense", "DenseCovariance", (Domain,)),
-    "torus": ("torus", "TorusCovariance", (Grid, MaskedGrid)),
-    "cosine": ("cosine", "CosineCovariance", (Grid,)),
-    "circulant": ("circulant", "CirculantCovariance", (Grid, MaskedGrid)),
-    "reflection": ("reflection", "ReflectionCovariance", (Grid,)),
-    "kronecker": ("kronecker", "KroneckerCovariance", (Grid, RectilinearGrid)),
-    "matrix_free": ("matrix_free", "MatrixFreeCovariance", (Domain,)),
-    "vecchia": ("vecchia", "VecchiaCovariance", (Domain,)),
-    "spde": ("spde", "SPDECovariance", (Mesh,)),
-    "graph": ("graph_matern", "GraphMaternCovariance", (Graph,)),
-    "sphere": ("sphere", "SphereCovariance", (Sphere,)),
+    "torus": ("grids.torus", "TorusCovariance", (Grid, MaskedGrid)),
+    "cosine": ("grids.cosine", "CosineCovariance", (Grid,)),
+    "circulant": ("grids.circulant", "CirculantCovariance", (Grid, MaskedGrid)),
+    "reflection": ("grids.reflection", "ReflectionCovariance", (Grid,)),
+    "kronecker": ("grids.kronecker", "KroneckerCovariance", (Grid, RectilinearGrid)),
+    "matrix_free": ("points.matrix_free", "MatrixFreeCovariance", (Domain,)),
+    "vecchia": ("points.vecchia", "VecchiaCovariance", (Domain,)),
+    "spde": ("meshes.spde", "SPDECovariance", (Mesh,)),
+    "graph": ("meshes.graph_matern", "GraphMaternCovariance", (Graph,)),
+    "sphere": ("spheres.sphere", "SphereCovariance", (Sphere,)),
 }
 METHODS = ("auto", *_STRUCTURES)
 # a graph has no coordinates, so that it takes these only
@@ -110,7 +110,7 @@ def _build(
             raise ValueError(f'covariance: method="white" needs a Nugget, got {type(kernel).__name__}.')
         return structure("white")(domain, kernel, channels, **options)
     if isinstance(domain, MaskedGrid) and method in ("torus", "circulant"):
-        from spatialdiff.covariance.masked import MaskedCovariance
+        from spatialdiff.covariance.grids.masked import MaskedCovariance
 
         return MaskedCovariance(kernel, domain, channels, inner=method, **options)  # type: ignore[arg-type]
     return structure(method)(kernel, domain, channels, **options)  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def _of_spectrum(
 def _coregionalized(
     model: Coregionalization, domain: Domain, channels: Channels, method: str, options: dict[str, Any]
 ) -> Covariance:
-    from spatialdiff.covariance.coregionalized import CoregionalizedCovariance
+    from spatialdiff.covariance.compositions.coregionalized import CoregionalizedCovariance
 
     if channels not in (None, model.channels):
         raise ValueError(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.basis import Basis, CosineBasis, FourierBasis
-from spatialdiff.covariance.cosine import autocorrelation
+from spatialdiff.covariance.grids.cosine import autocorrelation
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.replicates import Replicates
 from spatialdiff.fitting.smoothing import SpectrumBins, bin_index, smooth_radial, smooth_ratio

@@ -21,7 +21,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
-from spatialdiff.covariance.lattice import torus_eigenvalues
+from spatialdiff.covariance.grids.lattice import torus_eigenvalues
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.spectra import full_spectrum

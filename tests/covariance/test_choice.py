@@ -37,16 +37,16 @@ def by_method(kernel, domain):
 
 
 SMALL = {
-    "line": (KERNEL, sd.Grid(12), {"dense", "circulant", "vecchia"}),
-    "plane": (KERNEL, sd.Grid((5, 4)), {"dense", "circulant", "vecchia"}),
-    "volume": (KERNEL, sd.Grid((3, 4, 3)), {"dense", "circulant", "vecchia"}),
+    "line": (KERNEL, sd.Grid(12), {"dense", "circulant", "reflection", "vecchia"}),
+    "plane": (KERNEL, sd.Grid((5, 4)), {"dense", "circulant", "reflection", "vecchia"}),
+    "volume": (KERNEL, sd.Grid((3, 4, 3)), {"dense", "circulant", "reflection", "vecchia"}),
     "torus": (KERNEL, sd.Grid((6, 4), periodic=True), {"torus"}),
-    "cylinder": (KERNEL, sd.Grid((8, 4), periodic=(True, False)), {"dense", "circulant"}),
-    "product": (PRODUCT, sd.Grid((5, 4)), {"dense", "circulant", "kronecker", "vecchia"}),
+    "cylinder": (KERNEL, sd.Grid((8, 4), periodic=(True, False)), {"dense", "circulant", "reflection"}),
+    "product": (PRODUCT, sd.Grid((5, 4)), {"dense", "circulant", "reflection", "kronecker", "vecchia"}),
     "product on a cylinder": (
         PRODUCT,
         sd.Grid((8, 4), periodic=(True, False)),
-        {"dense", "circulant", "kronecker"},
+        {"dense", "circulant", "reflection", "kronecker"},
     ),
     "rectilinear": (KERNEL, RectilinearGrid([[0.0, 1.0, 4.0], [1.0, 2.0]]), {"dense", "vecchia"}),
     "rectilinear product": (
@@ -63,7 +63,7 @@ SMALL = {
     "masked cylinder": (
         KERNEL,
         sd.Grid((8, 4), periodic=(True, False)).masked(torch.arange(32).reshape(8, 4) % 3 > 0),
-        {"dense", "circulant"},
+        {"dense", "circulant", "reflection"},
     ),
     "points": (KERNEL, scattered(20), {"dense", "vecchia"}),
     "not stationary": (VARYING, sd.Grid((4, 3)), {"dense", "vecchia"}),

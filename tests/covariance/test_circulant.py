@@ -8,7 +8,7 @@ from covariance_case import pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import CirculantCovariance, EmbeddingError
-from spatialdiff.covariance.circulant import fast_size
+from spatialdiff.covariance.grids.circulant import fast_size
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 

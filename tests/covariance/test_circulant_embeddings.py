@@ -11,12 +11,12 @@ import torch
 from covariance_case import pairwise
 
 import spatialdiff as sd
-from spatialdiff.covariance import circulant as circulant_module
-from spatialdiff.covariance import embedding as embedding_module
-from spatialdiff.covariance.circulant import CirculantCovariance, EmbeddingError, embedding_report
-from spatialdiff.covariance.cutoff import cutoff_table
-from spatialdiff.covariance.embedding import Embedding, choose, multiplicity, spectrum, table, unfold
-from spatialdiff.covariance.radial import derivatives, radial_terms
+from spatialdiff.covariance.grids import circulant as circulant_module
+from spatialdiff.covariance.grids import embedding as embedding_module
+from spatialdiff.covariance.grids.circulant import CirculantCovariance, EmbeddingError, embedding_report
+from spatialdiff.covariance.grids.cutoff import cutoff_table
+from spatialdiff.covariance.grids.embedding import Embedding, choose, multiplicity, spectrum, table, unfold
+from spatialdiff.covariance.grids.radial import derivatives, radial_terms
 from spatialdiff.kernels import Anisotropic, Exponential, Gaussian, Matern, Nugget, PoweredExponential
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")

@@ -7,8 +7,8 @@ import pytest
 from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
-from spatialdiff.covariance.circulant import CirculantCovariance
-from spatialdiff.covariance.reflection import ReflectionCovariance
+from spatialdiff.covariance.grids.circulant import CirculantCovariance
+from spatialdiff.covariance.grids.reflection import ReflectionCovariance
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")

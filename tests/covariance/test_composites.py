@@ -8,12 +8,12 @@ from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import CirculantCovariance, DenseCovariance, TorusCovariance, WhiteCovariance
-from spatialdiff.covariance import composite as composite_module
-from spatialdiff.covariance.blocks import BlockCovariance
-from spatialdiff.covariance.coregionalized import CoregionalizedCovariance
-from spatialdiff.covariance.low_rank import LowRankCovariance
-from spatialdiff.covariance.scaled import ScaledCovariance
-from spatialdiff.covariance.sums import SumCovariance
+from spatialdiff.covariance.compositions import composite as composite_module
+from spatialdiff.covariance.compositions.blocks import BlockCovariance
+from spatialdiff.covariance.compositions.coregionalized import CoregionalizedCovariance
+from spatialdiff.covariance.compositions.low_rank import LowRankCovariance
+from spatialdiff.covariance.compositions.scaled import ScaledCovariance
+from spatialdiff.covariance.compositions.sums import SumCovariance
 from spatialdiff.kernels import Exponential, Matern, Nugget
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")

@@ -8,7 +8,7 @@ import mpmath
 import pytest
 import torch
 
-from spatialdiff.covariance.contour import (
+from spatialdiff.covariance.numerics.contour import (
     ContourRoot,
     jacobi,
     multi_shift,

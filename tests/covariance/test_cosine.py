@@ -9,7 +9,7 @@ from covariance_case import pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import CosineBasis, CosineCovariance, FourierBasis
-from spatialdiff.covariance.dct import MATRIX_LIMIT, dct, idct
+from spatialdiff.covariance.numerics.dct import MATRIX_LIMIT, dct, idct
 from spatialdiff.kernels import Matern
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from covariance_case import CovarianceCase
 
-from spatialdiff.covariance.graph_matern import GraphMaternCovariance
+from spatialdiff.covariance.meshes.graph_matern import GraphMaternCovariance
 from spatialdiff.domains.graph import Graph
 from spatialdiff.domains.points import Points
 from spatialdiff.kernels import Gaussian, Matern

@@ -10,10 +10,10 @@ import scipy.special
 import torch
 from covariance_case import CovarianceCase, pairwise
 
-from spatialdiff.covariance.harmonics import Harmonics
-from spatialdiff.covariance.legendre import associated_legendre, first_index, legendre_polynomials
-from spatialdiff.covariance.sphere import SphereCovariance
-from spatialdiff.covariance.spherical_spectrum import HarmonicCovariance
+from spatialdiff.covariance.spheres.harmonics import Harmonics
+from spatialdiff.covariance.spheres.legendre import associated_legendre, first_index, legendre_polynomials
+from spatialdiff.covariance.spheres.sphere import SphereCovariance
+from spatialdiff.covariance.spheres.spherical_spectrum import HarmonicCovariance
 from spatialdiff.domains.sphere import Sphere
 from spatialdiff.kernels import Matern
 from spatialdiff.kernels.spherical_domain import SphericalExponential

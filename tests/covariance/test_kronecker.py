@@ -14,7 +14,7 @@ from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import CirculantCovariance, DenseCovariance, joint_spectrum
-from spatialdiff.covariance.kronecker import KroneckerCovariance
+from spatialdiff.covariance.grids.kronecker import KroneckerCovariance
 from spatialdiff.domains import Points, RectilinearGrid
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 from spatialdiff.kernels.space_time import Separable

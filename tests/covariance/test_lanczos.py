@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from spatialdiff.covariance.lanczos import (
+from spatialdiff.covariance.numerics.lanczos import (
     Preconditioner,
     Tridiagonal,
     eigenvalue_bounds,

@@ -13,9 +13,9 @@ from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import DenseCovariance, EmbeddingError, WhiteCovariance
-from spatialdiff.covariance.cut_inverse import inverse_entries, mixed_eigenvalues, mixed_multiply
 from spatialdiff.covariance.dense import kernel_matrix
-from spatialdiff.covariance.masked import MaskedCovariance
+from spatialdiff.covariance.grids.cut_inverse import inverse_entries, mixed_eigenvalues, mixed_multiply
+from spatialdiff.covariance.grids.masked import MaskedCovariance
 from spatialdiff.domains import Points
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, at_pairs
 
@@ -180,8 +180,8 @@ def test_ocean(ocean, ocean_gamma, monkeypatch):
 
 
 # ---- determinants of many cells
-MASKED = importlib.import_module("spatialdiff.covariance.masked")
-CUT = importlib.import_module("spatialdiff.covariance.cut_inverse")
+MASKED = importlib.import_module("spatialdiff.covariance.grids.masked")
+CUT = importlib.import_module("spatialdiff.covariance.grids.cut_inverse")
 
 
 @pytest.mark.parametrize("near", [True, False], ids=["near", "lanczos"])

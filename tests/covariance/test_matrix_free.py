@@ -11,8 +11,8 @@ from covariance_case import CovarianceCase
 
 import spatialdiff as sd
 from spatialdiff.covariance.dense import DenseCovariance
-from spatialdiff.covariance.low_rank_preconditioner import low_rank_preconditioner, pivoted_cholesky
-from spatialdiff.covariance.matrix_free import MatrixFreeCovariance
+from spatialdiff.covariance.points.low_rank_preconditioner import low_rank_preconditioner, pivoted_cholesky
+from spatialdiff.covariance.points.matrix_free import MatrixFreeCovariance
 from spatialdiff.domains import Points
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, at_pairs
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spatialdiff.covariance.neighbours import previous_neighbours
-from spatialdiff.covariance.ordering import order_sites
+from spatialdiff.covariance.points.neighbours import previous_neighbours
+from spatialdiff.covariance.points.ordering import order_sites
 
 
 def cloud(n: int, d: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
 from spatialdiff.covariance import CosineCovariance, DenseCovariance, TorusCovariance, WhiteCovariance
-from spatialdiff.covariance.kronecker import KroneckerCovariance
+from spatialdiff.covariance.grids.kronecker import KroneckerCovariance
 from spatialdiff.domains import Mesh, Points, RectilinearGrid, Sphere
 from spatialdiff.kernels import Gaussian, Matern, Nugget, Spherical
 

@@ -16,16 +16,16 @@ import torch
 from covariance_case import CovarianceCase
 
 import spatialdiff as sd
-from spatialdiff.covariance.finite_elements import lumped_mass, stiffness_root
-from spatialdiff.covariance.rational import fractional_power
-from spatialdiff.covariance.selected_inverse import selected_diagonal
-from spatialdiff.covariance.spde import SPDECovariance
+from spatialdiff.covariance.meshes.finite_elements import lumped_mass, stiffness_root
+from spatialdiff.covariance.meshes.rational import fractional_power
+from spatialdiff.covariance.meshes.selected_inverse import selected_diagonal
+from spatialdiff.covariance.meshes.spde import SPDECovariance
 from spatialdiff.domains.mesh import Mesh
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 # `spatialdiff.covariance` as an attribute is the factory
-power = importlib.import_module("spatialdiff.covariance.power")
-sparse = importlib.import_module("spatialdiff.covariance.sparse")
+power = importlib.import_module("spatialdiff.covariance.meshes.power")
+sparse = importlib.import_module("spatialdiff.covariance.meshes.sparse")
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 

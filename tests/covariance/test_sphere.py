@@ -10,7 +10,7 @@ import torch
 from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
-from spatialdiff.covariance.sphere import SphereCovariance, at_separation
+from spatialdiff.covariance.spheres.sphere import SphereCovariance, at_separation
 from spatialdiff.domains.sphere import Sphere
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 from spatialdiff.kernels.spherical_domain import SphericalExponential

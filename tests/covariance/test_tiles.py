@@ -8,9 +8,9 @@ import resource
 import pytest
 import torch
 
-from spatialdiff.covariance import tile_product, tiles_compiled, tiles_plain
-from spatialdiff.covariance.closed_forms import FAMILIES, closed_form
-from spatialdiff.covariance.tile_product import choose_backend, engine, kernel_product
+from spatialdiff.covariance.points import tile_product, tiles_compiled, tiles_plain
+from spatialdiff.covariance.points.closed_forms import FAMILIES, closed_form
+from spatialdiff.covariance.points.tile_product import choose_backend, engine, kernel_product
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, at_pairs
 
 ENGINES = {"plain": tiles_plain, "numba": tiles_compiled}

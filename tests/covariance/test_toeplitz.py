@@ -7,9 +7,9 @@ import torch
 from covariance_case import pairwise
 
 import spatialdiff as sd
-from spatialdiff.covariance import circulant as circulant_module
-from spatialdiff.covariance.circulant import CirculantCovariance
-from spatialdiff.covariance.toeplitz import toeplitz_log_det
+from spatialdiff.covariance.grids import circulant as circulant_module
+from spatialdiff.covariance.grids.circulant import CirculantCovariance
+from spatialdiff.covariance.grids.toeplitz import toeplitz_log_det
 from spatialdiff.kernels import Anisotropic, Exponential, Gaussian, Matern, Nugget
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")

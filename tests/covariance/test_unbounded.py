@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from spatialdiff.covariance.counter_noise import (
+from spatialdiff.covariance.unbounded.counter_noise import (
     BLOCK,
     block_noise,
     cosine_sine,
     lattice_noise,
     logarithm,
 )
-from spatialdiff.covariance.moving_average import MovingAverage, of_kernel
-from spatialdiff.covariance.unbounded import UnboundedField
+from spatialdiff.covariance.unbounded.field import UnboundedField
+from spatialdiff.covariance.unbounded.moving_average import MovingAverage, of_kernel
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 KERNELS = [
@@ -144,7 +144,7 @@ def test_huge_and_negative_indices(start):
 def test_same_in_another_process():
     code = (
         "import torch; torch.set_num_threads(2)\n"
-        "from spatialdiff.covariance.unbounded import UnboundedField\n"
+        "from spatialdiff.covariance.unbounded.field import UnboundedField\n"
         "from spatialdiff.kernels import Matern\n"
         "f = UnboundedField(Matern(1.5, 2.0), (1.0, 1.0), 7, tile=90, tolerance=1e-4)\n"
         "f.window((500, -90), (3, 3))\n"

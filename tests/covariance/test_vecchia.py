@@ -12,10 +12,10 @@ import torch
 from covariance_case import CovarianceCase, pairwise
 from torch import Tensor
 
-from spatialdiff.covariance import conditionals, triangular
 from spatialdiff.covariance.dense import DenseCovariance
-from spatialdiff.covariance.triangular import SparsePattern, choose_engine, substitution_levels
-from spatialdiff.covariance.vecchia import VecchiaCovariance
+from spatialdiff.covariance.points import conditionals, triangular
+from spatialdiff.covariance.points.triangular import SparsePattern, choose_engine, substitution_levels
+from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.domains import Domain, Grid, MaskedGrid, Mesh, Points, RectilinearGrid, Sphere
 from spatialdiff.kernels import Anisotropic, Exponential, Gaussian, Matern, Nugget
 
@@ -435,7 +435,7 @@ def test_not_positive_definite_in_closed_form_and_not(engine):
 
 
 def test_import_compiles_nothing():
-    code = "import sys, spatialdiff, spatialdiff.covariance.vecchia; print('numba' in sys.modules)"
+    code = "import sys, spatialdiff, spatialdiff.covariance.points.vecchia; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

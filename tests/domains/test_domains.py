@@ -18,7 +18,8 @@ DOMAINS: list[Domain] = [
     sd.RectilinearGrid([[0.0, 1.0, 4.0], [-1.0, 2.0]]),
     sd.Points(torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, 0.5]])),
     sd.Points(torch.tensor([0.0, 3.0])),
-    sd.Sphere((4, 6)),
+    sd.Sphere((4, 6), poles=False),
+    sd.Sphere((4, 6), "gauss_legendre"),
     sd.Mesh.from_grid(sd.Grid((3, 2))),
 ]
 

@@ -1,0 +1,1 @@
+"""Γ made of other covariances."""

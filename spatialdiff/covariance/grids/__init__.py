@@ -1,0 +1,1 @@
+"""Γ on grids: regular, masked and rectilinear."""

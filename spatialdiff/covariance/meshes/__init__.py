@@ -1,0 +1,1 @@
+"""Γ by sparse precisions: the Matérn equation on meshes and graphs."""

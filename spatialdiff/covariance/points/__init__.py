@@ -1,0 +1,1 @@
+"""Γ on scattered points, and on the sites of any domain with coordinates."""

@@ -1,0 +1,1 @@
+"""Isotropic Γ on latitude-longitude grids of the sphere."""

@@ -1,0 +1,1 @@
+"""Windows of fields on an unlimited lattice."""
