@@ -116,7 +116,7 @@ def choose(kernel: gpytorch.kernels.Kernel, domain: Domain, build: Callable[[str
         ValueError: no structure applies.
         EmbeddingError: no circulant embedding is a covariance, and there is no other structure.
     """
-    from spatialdiff.covariance.embedding import EmbeddingError
+    from spatialdiff.covariance.grids.embedding import EmbeddingError
 
     found = candidates(kernel, domain)
     refused: list[tuple[Candidate, str]] = []

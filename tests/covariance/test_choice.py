@@ -63,7 +63,7 @@ SMALL = {
     "masked cylinder": (
         KERNEL,
         sd.Grid((8, 4), periodic=(True, False)).masked(torch.arange(32).reshape(8, 4) % 3 > 0),
-        {"dense", "circulant", "reflection"},
+        {"dense", "circulant"},
     ),
     "points": (KERNEL, scattered(20), {"dense", "vecchia"}),
     "not stationary": (VARYING, sd.Grid((4, 3)), {"dense", "vecchia"}),
@@ -77,7 +77,11 @@ SMALL = {
         sd.Sphere((4, 6), poles=False),
         {"dense", "vecchia"},
     ),
-    "batch": (Matern(1.5, 2.0, batch_shape=(3,)), sd.Grid((5, 4)), {"dense", "circulant", "vecchia"}),
+    "batch": (
+        Matern(1.5, 2.0, batch_shape=(3,)),
+        sd.Grid((5, 4)),
+        {"dense", "circulant", "reflection", "vecchia"},
+    ),
 }
 
 
@@ -157,8 +161,9 @@ def test_the_cheapest_exact_one_is_taken(name):
     ("domain", "expected"),
     [
         # beyond 7 times torch.randn where it is dense, benchmarks/coloured_noise.py
-        (sd.Grid((32, 32)), "circulant"),
-        (sd.Grid((64, 64)), "circulant"),
+        (sd.Grid((32, 32)), "reflection"),
+        (sd.Grid((16, 16, 16)), "reflection"),
+        (sd.Grid((128, 128)), "circulant"),
         (sd.Grid((8, 8)), "dense"),
         (scattered(2000), "dense"),
         (scattered(20_000), "vecchia"),
@@ -200,10 +205,13 @@ def test_a_batch_costs_as_many_times_as_much():
 def test_limits_of_memory_and_set_up(monkeypatch):
     grid, points = sd.Grid((6, 6)), scattered(40)
     assert sd.covariance(KERNEL, grid).method == "dense"
-    dense = by_method(KERNEL, grid)["dense"]
-    with monkeypatch.context() as limits:
-        limits.setattr(costs, "MEMORY", dense.memory / 2)
-        assert sd.covariance(KERNEL, grid).method == "circulant"
+    found = by_method(KERNEL, grid)
+    for smaller in ("reflection", "circulant"):
+        largest = max(c.memory for c in found.values() if c.exact)
+        found = {method: c for method, c in found.items() if c.memory < largest}
+        with monkeypatch.context() as limits:
+            limits.setattr(costs, "MEMORY", largest * 0.99)
+            assert sd.covariance(KERNEL, grid).method == smaller
     with monkeypatch.context() as limits:
         limits.setattr(costs, "CHOLESKY", 1e9)
         assert not by_method(KERNEL, grid)["dense"].fits
@@ -237,27 +245,54 @@ def test_order_of_candidates(monkeypatch):
     assert found[2].cost == 18.0
 
 
-# ---- an embedding that is refused
-def test_the_next_exact_one_where_no_embedding_is_a_covariance():
+# ---- a structure that cannot be had
+def test_the_next_exact_one_where_no_embedding_is_a_covariance(monkeypatch):
     kernel = (Wave(3.0) + Nugget(0.1)).requires_grad_(False)
     grid = sd.Grid((36, 36))
     with pytest.raises(EmbeddingError):
         sd.covariance(kernel, grid, method="circulant")
+    monkeypatch.setattr(costs, "PRODUCT", 1.0)
     assert ranking(candidates(kernel, grid))[0].method == "circulant"
     gamma = sd.covariance(kernel, grid)
-    assert gamma.method == "dense"
+    assert gamma.method == "reflection"
     assert gamma.report.exact
     assert "not circulant: no embedding within its limits is a covariance" in gamma.report.choice
     assert "circulant" not in gamma.choice.split("(against")[1].split(")")[0]
     assert gamma.sample().shape == (36, 36)
 
 
-def test_an_approximation_where_no_embedding_is_a_covariance_and_dense_is_too_large(monkeypatch):
-    monkeypatch.setattr(costs, "MEMORY", 1e7)
+def test_an_approximation_where_no_embedding_is_a_covariance_and_others_are_too_large(monkeypatch):
+    monkeypatch.setattr(costs, "MEMORY", 5e6)
     gamma = sd.covariance(Wave(3.0) + Nugget(0.1), sd.Grid((36, 36)))
     assert gamma.method == "vecchia"
     assert "not circulant" in gamma.choice
     assert "beyond the limits" in gamma.choice
+
+
+@pytest.mark.parametrize("kernel", [Gaussian(5.0), Gaussian(20.0), Gaussian(5.0, batch_shape=(2,))])
+@pytest.mark.parametrize("grid", [sd.Grid(100), sd.Grid(100).masked(torch.arange(100) % 7 > 0)])
+def test_a_transform_where_gamma_is_singular_to_working_precision(kernel, grid):
+    """The Cholesky factors, which are cheaper, do not exist in float64."""
+    with pytest.raises(ValueError, match="not positive definite"):
+        sd.covariance(kernel, grid, method="dense").sample()
+    assert ranking(candidates(kernel, grid))[0].method == "dense"
+    gamma = sd.covariance(kernel, grid).double()
+    assert "not dense: Γ is singular to working precision" in gamma.choice
+    assert gamma.report.exact
+    x = gamma.sample((3,)).detach()
+    assert torch.isfinite(x).all()
+    expected = kernel(torch.arange(100.0).double()[:, None]).to_dense()[..., :5, :5].detach()
+    if isinstance(grid, sd.Grid):
+        torch.testing.assert_close(gamma.to_dense()[..., :5, :5].detach(), expected, rtol=0, atol=1e-9)
+
+
+def test_the_advice_of_the_cholesky_factor_where_nothing_else_is_left():
+    """No embedding, no positive definite matrix: Γ is made, and its first use says what to do."""
+    gamma = sd.covariance(Gaussian(30.0), sd.Grid((8, 8)).masked(torch.eye(8) < 1))
+    assert gamma.method == "dense"
+    assert "not circulant" in gamma.choice
+    with pytest.raises(ValueError, match="Add a Nugget"):
+        gamma.sample()
 
 
 def test_the_error_of_the_embedding_where_nothing_is_left():
@@ -301,6 +336,9 @@ GROWTH = {
     "circulant draw": (KERNEL, square, (512, 1024), 1.0),
     "circulant memory": (KERNEL, square, (512, 1024), 1.0),
     "torus draw": (KERNEL, lambda n: sd.Grid((n, n), periodic=True), (512, 1024), 1.0),
+    "reflection setup": (KERNEL, square, (1000, 2000), 3.0),
+    "reflection draw": (KERNEL, square, (200, 400), 2.0),
+    "reflection memory": (KERNEL, square, (100, 200), 2.0),
     "kronecker setup": (PRODUCT, square, (1000, 2000), 1.5),
     "kronecker draw": (PRODUCT, square, (2000, 4000), 1.5),
     "vecchia setup": (KERNEL, square, (100, 200), 1.0),
@@ -320,4 +358,4 @@ def test_growth(name):
 
 
 def test_exponential_of_one_axis_is_never_kronecker():
-    assert set(by_method(Exponential(2.0), sd.Grid(50))) == {"dense", "circulant", "vecchia"}
+    assert set(by_method(Exponential(2.0), sd.Grid(50))) == {"dense", "circulant", "reflection", "vecchia"}

@@ -65,7 +65,7 @@ class CompositeCovariance(Covariance):
     def _through(
         self, part: Covariance, operation: Callable[[Tensor], Tensor], x: Tensor, axes: int
     ) -> Tensor:
-        """``operation`` of a part on ``x``, ``axes`` axes last; a part without channels acts on each alike."""
+        """``operation`` of a part on ``x``, ``axes`` axes last; parts without channels act on each alike."""
         batch = len(self.batch_shape)
         if not batch or self.channels is None or part.channels is not None:
             return operation(x)
