@@ -119,31 +119,25 @@ def choose(kernel: gpytorch.kernels.Kernel, domain: Domain, build: Callable[[str
     from spatialdiff.covariance.grids.embedding import EmbeddingError
 
     found = candidates(kernel, domain)
-    refused: list[tuple[Candidate, str]] = []
+    ranked, refused = ranking(found), list[tuple[Candidate, str]]()
     singular: tuple[Candidate, Covariance] | None = None
     error: EmbeddingError | None = None
-    ranked = ranking(found)
     for number, candidate in enumerate(ranked):
-        if singular is not None and not (candidate.exact and candidate.fits):
-            break
+        if singular is not None and not _transforms(candidate):
+            continue
         try:
             gamma = build(candidate.method)
         except EmbeddingError as caught:
             error = error or caught
             refused.append((candidate, "no embedding within its limits is a covariance"))
             continue
-        rest = ranked[number + 1 :]
-        if candidate.method in _CHOLESKY and any(
-            c.exact and c.fits and c.method not in (*_CHOLESKY, "vecchia") for c in rest
+        if (
+            candidate.method in _CHOLESKY
+            and any(map(_transforms, ranked[number + 1 :]))
+            and not _factorises(gamma)
         ):
-            try:
-                with torch.no_grad():
-                    gamma._factor("cholesky")
-            except ValueError:
-                singular = singular or (candidate, gamma)
-                refused.append((candidate, "Γ is singular to working precision"))
-                continue
-        elif singular is not None and candidate.method in (*_CHOLESKY, "vecchia"):
+            singular = candidate, gamma
+            refused.append((candidate, "Γ is singular to working precision"))
             continue
         gamma.choice = explain(candidate, found, refused)
         return gamma
@@ -154,6 +148,20 @@ def choose(kernel: gpytorch.kernels.Kernel, domain: Domain, build: Callable[[str
         return gamma
     assert error is not None
     raise error
+
+
+def _transforms(candidate: Candidate) -> bool:
+    """Whether it is exact, within the limits, and does without a factorisation of Γ."""
+    return candidate.exact and candidate.fits and candidate.method not in (*_CHOLESKY, "vecchia")
+
+
+def _factorises(gamma: Covariance) -> bool:
+    try:
+        with torch.no_grad():
+            gamma._factor("cholesky")
+    except ValueError:
+        return False
+    return True
 
 
 def explain(

@@ -203,7 +203,7 @@ def test_a_batch_costs_as_many_times_as_much():
 
 # ---- limits
 def test_limits_of_memory_and_set_up(monkeypatch):
-    grid, points = sd.Grid((6, 6)), scattered(40)
+    grid, points = sd.Grid((12, 12)), scattered(40)
     assert sd.covariance(KERNEL, grid).method == "dense"
     found = by_method(KERNEL, grid)
     for smaller in ("reflection", "circulant"):
