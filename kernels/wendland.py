@@ -75,6 +75,10 @@ class GeneralizedWendland(CompactKernel):
         return self._positive("kappa") if self._kappa is None else self._kappa
 
     @property
+    def trainable_kappa(self) -> bool:
+        return self._kappa is None
+
+    @property
     def mu(self) -> Tensor:
         """``μ``, shape ``(*batch,)``."""
         return self._positive("mu")

@@ -80,6 +80,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_NOT_WRITTEN = ("self", "batch_shape")
+
+
 def kernel_config(kernel: Kernel) -> dict[str, Any] | list[dict[str, Any]] | None:
     """The kernel as configuration (class path and arguments); None for one that a configuration cannot
     name."""
@@ -90,9 +93,10 @@ def kernel_config(kernel: Kernel) -> dict[str, Any] | list[dict[str, Any]] | Non
             if any(not isinstance(part, dict) for part in parts)
             else [p for p in parts if isinstance(p, dict)]
         )
-    if not isinstance(kernel, StationaryKernel):
+    # the commands fit one set of hyperparameters
+    if not isinstance(kernel, StationaryKernel) or kernel.batch_shape:
         return None
-    names = [name for name in inspect.signature(type(kernel).__init__).parameters if name != "self"]
+    names = [name for name in inspect.signature(type(kernel).__init__).parameters if name not in _NOT_WRITTEN]
     module = type(kernel).__module__
     home = "spatialdiff.kernels" if module.startswith("spatialdiff.kernels") else module
     values = {
