@@ -105,6 +105,15 @@ def check_kernel(kernel: object, title: str) -> Kernel:
     return kernel
 
 
+def is_isotropic(values: Tensor) -> bool:
+    """Whether ``k(h)`` ``(..., lengths, directions)`` is the same in all directions.
+
+    Compared with the largest value, since far away values are below what rounding leaves of larger ones.
+    """
+    spread = (values - values[..., :1]).abs().amax()
+    return bool(spread <= 1e-6 * values.abs().amax())
+
+
 def density(kernel: Any, omega: Tensor) -> Tensor:
     """``kernel.spectral_density(omega)``; raises TypeError where the kernel has none."""
     if not hasattr(kernel, "spectral_density"):

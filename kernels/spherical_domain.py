@@ -22,7 +22,7 @@ from torch import Tensor
 from spatialdiff.kernels.algebra import at_lags
 from spatialdiff.kernels.base import SpatialKernel, align, positive
 from spatialdiff.kernels.families import Nugget
-from spatialdiff.kernels.lags import check_kernel, paired, scale_variance
+from spatialdiff.kernels.lags import check_kernel, is_isotropic, paired, scale_variance
 from spatialdiff.kernels.legendre_series import legendre_transform
 from spatialdiff.kernels.parameters import register_up_to
 
@@ -451,10 +451,12 @@ class Chordal(SphericalKernel):
         self.kernel = kernel
         if hasattr(kernel, "check_dimension"):
             kernel.check_dimension(3)
-        directions = torch.cat([torch.eye(3), torch.tensor([[1.0, 2.0, -2.0]]) / 3]).double()
+        third = torch.tensor([[1, 2, -2]], dtype=torch.float64) / 3
+        directions = torch.cat([torch.eye(3, dtype=torch.float64), third])
+        lengths = 2 * self.radius * torch.logspace(-6, 0, 13, dtype=torch.float64)
         with torch.no_grad():
-            values = at_lags(kernel, directions * self.radius * 0.3)
-        if not torch.allclose(values, values[..., :1].expand_as(values), rtol=1e-6, atol=0.0):
+            values = at_lags(kernel, lengths[:, None, None] * directions)
+        if not is_isotropic(values):
             raise ValueError(
                 f"Chordal: {kernel!r} is not isotropic; on the sphere a kernel must depend on the distance "
                 "alone."

@@ -365,6 +365,17 @@ def test_variance_is_set():
     assert kernel.angle.item() == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("length", [1e-3, 0.03125, 0.3, 10.0, 1e3])
+@pytest.mark.parametrize("family", [Gaussian, Exponential, Spherical])
+def test_isotropy_is_judged_at_every_scale(family, length):
+    """Where all values but the nearest underflow, too."""
+    kernel = family(length)
+    assert Chordal(kernel).kernel is kernel
+    if length <= 1:
+        with pytest.raises(ValueError, match="not isotropic"):
+            Chordal(family((length, 2 * length, length)))
+
+
 def test_refuses():
     for bad in (
         lambda: SphericalPoweredExponential(1.2),
