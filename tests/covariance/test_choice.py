@@ -15,7 +15,7 @@ from spatialdiff.covariance import EmbeddingError, costs
 from spatialdiff.covariance.choice import candidates, choose, ranking
 from spatialdiff.covariance.costs import Candidate
 from spatialdiff.domains import RectilinearGrid
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, Wave
+from spatialdiff.kernels import Anisotropic, Exponential, Gaussian, Matern, Nugget, Wave
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 
@@ -47,6 +47,11 @@ SMALL = {
         PRODUCT,
         sd.Grid((8, 4), periodic=(True, False)),
         {"dense", "circulant", "reflection", "kronecker"},
+    ),
+    "turned": (
+        Anisotropic(Matern(1.5, 1.0), torch.tensor([0.5]), lengthscales=(2.0, 1.0)),
+        sd.Grid((5, 4)),
+        {"dense", "circulant", "reflection", "vecchia"},
     ),
     "rectilinear": (KERNEL, RectilinearGrid([[0.0, 1.0, 4.0], [1.0, 2.0]]), {"dense", "vecchia"}),
     "rectilinear product": (
