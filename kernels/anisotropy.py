@@ -113,6 +113,16 @@ class Anisotropic(LagKernel):
         return torch.cat([torch.ones_like(scales[..., :1]), scales], -1) if self._relative else scales
 
     @property
+    def lengthscales(self) -> Tensor | None:
+        """``λ_1, …, λ_d``, shape ``(*batch, d)``; None where ``ratios`` were given."""
+        return None if self._relative else self.scales
+
+    @property
+    def ratios(self) -> Tensor | None:
+        """``λ_2/λ_1, …, λ_d/λ_1``, shape ``(*batch, d - 1)``; None where ``lengthscales`` were given."""
+        return self.scales[..., 1:] if self._relative else None
+
+    @property
     def axes(self) -> Tensor:
         """``R``, the principal axes in its columns, shape ``(*batch, d, d)``."""
         if not self._rotated:
@@ -224,6 +234,7 @@ class Anisotropic(LagKernel):
 
     def __repr__(self) -> str:
         shown = [round(v, 6) for v in self.scales.detach().reshape(-1).tolist()]
-        angles = f", angles={[round(v, 6) for v in self.angles.detach().reshape(-1).tolist()]}"
+        turned = self.angles.detach().reshape(-1).tolist() if self._rotated else []
+        angles = f", angles={[round(v, 6) for v in turned]}"
         batch = f", batch_shape={tuple(self._batch_shape)}" if self._batch_shape else ""
         return f"Anisotropic({self.kernel!r}, scales={shown}{angles if self._rotated else ''}{batch})"

@@ -63,6 +63,11 @@ class GridField(nn.Module):
     spacing: Tensor
     origin: Tensor
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the values are parameters."""
+        return isinstance(self.values, nn.Parameter)
+
     def forward(self, x: Tensor) -> Tensor:
         """``v(x)`` at coordinates ``(..., d)`` → ``(..., *components)``.
 

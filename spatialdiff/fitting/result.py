@@ -23,7 +23,7 @@ from spatialdiff.domains import Grid
 from spatialdiff.fitting.kernel_state import kernel_from_state, kernel_state
 from spatialdiff.fitting.smoothing import SpectrumBins
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class FitWarning(UserWarning):
