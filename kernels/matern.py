@@ -3,7 +3,8 @@ r"""Matérn: ``ρ(r) = 2^{1-ν}/Γ(ν) s^ν K_ν(s)``, ``s = √(2ν) r``, for e
 ``s_d(w²) = 2^d π^{d/2} Γ(ν+d/2) (2ν)^ν / Γ(ν) (2ν + w²)^{-(ν+d/2)}`` (Stein 1999, section 2.7; Rasmussen &
 Williams 2006, eq. 4.15). At half-integers ``ν = p + 1/2`` the Bessel function is a polynomial times an
 exponential, ``ρ(r) = e^{-s} p!/(2p)! Σ_{i≤p} (p+i)!/(i!(p-i)!) (2s)^{p-i}`` (Rasmussen & Williams, eq. 4.16);
-elsewhere it is an integral, see `spatialdiff.kernels.bessel`.
+elsewhere it is an integral, see `spatialdiff.kernels.bessel`, or for many distances and a ``ν`` that is no
+parameter a table of it, see `spatialdiff.kernels.bessel_table`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from spatialdiff.kernels.base import StationaryKernel, align, positive
 from spatialdiff.kernels.bessel import matern
+from spatialdiff.kernels.bessel_table import fixed_matern
 
 LARGEST = 100.0
 # beyond, the polynomial is no faster than the integral
@@ -25,7 +27,9 @@ _CLOSED = 9.5
 class Matern(StationaryKernel):
     r"""Matérn kernel; ``ν`` is the smoothness: sample paths have derivatives of every order below ``ν``.
 
-    ``ν = 1/2, 3/2, 5/2, …`` are closed forms, some ten times faster than other orders.
+    ``ν = 1/2, 3/2, 5/2, …`` are closed forms; other orders up to 20 come from a table where there are many
+    distances, at about the same cost, and with ``trainable_nu``, or for few, from an integral, at some twenty
+    times the cost.
 
     Args:
         nu: ``0 < ν ≤ 100``. A number that stays as it is, unless ``trainable_nu``.
@@ -75,7 +79,7 @@ class Matern(StationaryKernel):
         if isinstance(nu, float):
             if nu <= _CLOSED and (nu - 0.5).is_integer():
                 return _half_integer(round(nu - 0.5), math.sqrt(2 * nu) * r)
-            return matern(torch.tensor(nu, dtype=torch.float64, device=r.device), r).to(r.dtype)
+            return fixed_matern(nu, r).to(r.dtype)
         return matern(align(nu, r.double()), r).to(r.dtype)
 
     def _unit_spectrum(self, w2: Tensor, d: int) -> Tensor:
