@@ -142,12 +142,12 @@ class Covariance(nn.Module, ABC):
         return CovarianceReport(method=self.method, exact=True)
 
     # ---- the interface
-    def sample(self, shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws of ``N(0, Γ)``, shape ``(*shape, *batch_shape, *event_shape)``, in the data type and on the
-        device of this module.
+        device of this module; a number is as many fields.
         """
         white = torch.randn(
-            *shape,
+            *as_shape(shape),
             *self.batch_shape,
             *self.factor_shape,
             generator=generator,
@@ -389,6 +389,11 @@ class Covariance(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"{self.domain}, channels={self.channels}"
+
+
+def as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """``(n,)`` for a number ``n``."""
+    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def _fingerprint(tensor: Tensor) -> tuple[Any, Tensor | None]:

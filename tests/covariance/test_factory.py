@@ -152,6 +152,14 @@ def test_without_channels_leading_axes_are_independent():
     assert gamma.log_prob(z).shape == (5, 3)
 
 
+@pytest.mark.parametrize("method", ["dense", "circulant"])
+def test_a_number_of_samples(method):
+    gamma = sd.covariance(KERNEL, sd.Grid((4, 6)), channels=2, method=method).requires_grad_(False)
+    draw = [gamma.sample(n, generator=torch.Generator().manual_seed(0)) for n in (3, (3,))]
+    assert draw[0].shape == (3, 2, 4, 6)
+    assert torch.equal(*draw)
+
+
 def test_kernels_that_only_claim_to_be_stationary_are_found_out():
     class Warped(gpytorch.kernels.RBFKernel):
         def forward(self, x1, x2, diag=False, **params):

@@ -19,7 +19,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from spatialdiff.covariance.base import Channels, Covariance
+from spatialdiff.covariance.base import Channels, Covariance, as_shape
 from spatialdiff.covariance.checks import check_lengthscale, check_stationary
 from spatialdiff.covariance.grids import intrinsic
 from spatialdiff.covariance.grids.cosine import cosine_eigenvalues
@@ -252,10 +252,11 @@ class CirculantCovariance(Covariance):
         return torch.cat([weight, update @ solved], dim=-1)
 
     # ---- operations
-    def sample(self, shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws of ``N(0, Γ)``, see `Covariance.sample`; many large fields are drawn one after another,
         with the same result.
         """
+        shape = as_shape(shape)
         white = self.factor_shape.numel()
         tracked = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         # the CPU generator fills sixteen values at a time, and only whole groups can be drawn apart
