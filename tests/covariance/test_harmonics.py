@@ -10,6 +10,7 @@ import scipy.special
 import torch
 from covariance_case import CovarianceCase, pairwise
 
+import spatialdiff as sd
 from spatialdiff.covariance.spheres.harmonics import Harmonics
 from spatialdiff.covariance.spheres.legendre import associated_legendre, first_index, legendre_polynomials
 from spatialdiff.covariance.spheres.sphere import SphereCovariance
@@ -192,3 +193,27 @@ def test_refuses():
         Harmonics(sphere, 3).analysis(torch.ones(6, 8))
     with pytest.raises(ValueError, match="whole number"):
         Harmonics(sphere, -1)
+
+
+def test_a_spectrum_per_channel():
+    sphere = Sphere((5, 8))
+    spectra = torch.tensor([[1.0, 0.5, 0.2], [0.3, 0.0, 2.0]], dtype=torch.float64)
+    gamma = sd.covariance(spectrum=spectra, domain=sphere, method="sphere").double()
+    expected = torch.block_diag(*series(spectra, sphere))
+    torch.testing.assert_close(gamma.to_dense(), expected, rtol=0, atol=1e-12)
+    m = gamma.factor_shape.numel()
+    root = gamma.color(torch.eye(m, dtype=torch.float64).reshape(m, *gamma.factor_shape)).flatten(1).T
+    torch.testing.assert_close(root @ root.T, expected, rtol=0, atol=1e-12)
+    assert sd.covariance(spectrum=spectra, domain=sphere, channels=2, method="sphere").sample(3).shape == (
+        3,
+        2,
+        5,
+        8,
+    )
+    for channels in (3, torch.eye(2)):
+        with pytest.raises(ValueError, match="independent channels along; leave channels out"):
+            sd.covariance(spectrum=spectra, domain=sphere, channels=channels, method="sphere")
+    with pytest.raises(ValueError, match="one Parameter each"):
+        sd.covariance(spectrum=torch.nn.Parameter(spectra), domain=sphere, method="sphere")
+    with pytest.raises(TypeError, match="must be a tensor, got list"):
+        sd.covariance(spectrum=[1.0, 2.0], domain=sphere, method="sphere")

@@ -53,9 +53,26 @@ class SphereCovariance(OrderCovariance):
 
     @classmethod
     def from_spectrum(cls, domain: Sphere, spectrum: Tensor, channels: Channels = None) -> Covariance:
-        """Γ with the angular power spectrum ``C_0, …, C_lmax``: a `HarmonicCovariance`."""
+        """Γ with the angular power spectrum ``C_0, …, C_L``: a `HarmonicCovariance`; of ``(C, L+1)``, one of
+        each independent channel, side by side.
+        """
+        from spatialdiff.covariance.compositions.blocks import BlockCovariance
         from spatialdiff.covariance.spheres.spherical_spectrum import HarmonicCovariance
 
+        if not isinstance(spectrum, Tensor):
+            raise TypeError(f"from_spectrum: the spectrum must be a tensor, got {type(spectrum).__name__}.")
+        if spectrum.dim() == 2 and len(spectrum):
+            if isinstance(channels, Tensor) or channels not in (None, len(spectrum)):
+                raise ValueError(
+                    f"from_spectrum: a spectrum of shape {tuple(spectrum.shape)} brings its {len(spectrum)} "
+                    f"independent channels along; leave channels out, got {channels!r}."
+                )
+            if isinstance(spectrum, torch.nn.Parameter):
+                raise ValueError(
+                    "from_spectrum: spectra of several channels are learned as one Parameter each: "
+                    "sd.BlockCovariance of a HarmonicCovariance per channel."
+                )
+            return BlockCovariance(*(HarmonicCovariance(one, domain) for one in spectrum))
         return HarmonicCovariance(spectrum, domain, channels)
 
     def _compute_matrix(self) -> Tensor:
