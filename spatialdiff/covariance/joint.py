@@ -19,7 +19,7 @@ from spatialdiff.covariance.basis import (
     FourierBasis,
     SiteBasis,
 )
-from spatialdiff.domains import Grid, MaskedGrid
+from spatialdiff.domains import Grid, MaskedGrid, Sphere
 
 DENSE_LIMIT = 4096
 
@@ -116,10 +116,26 @@ def joint_spectrum(gamma: Covariance, data: Covariance) -> tuple[Basis, Tensor, 
         # masked cells become modes of their own, in which the data have no variance
         hidden = ~gamma.domain.valid.expand(channels or 1, *gamma.domain.shape).reshape(-1)
         dense[0] = dense[0] + torch.diag(hidden.to(dense[0]))
+    repeated = 0
+    if isinstance(gamma.domain, Sphere) and gamma.domain.poles:
+        # so do the differences along a pole, which is one site
+        dense[0] = dense[0] + _along_poles(gamma.domain, channels or 1).to(dense[0])
+        repeated = 2 * (gamma.domain.shape[1] - 1) * (channels or 1)
     factor, inverse, values = pencil(*dense)
+    values = torch.cat([torch.zeros_like(values[:repeated]), values[repeated:]])
     shape = gamma.domain.shape if channels is None else (channels, *gamma.domain.shape)
     values = values.reshape(shape)
     return FactorBasis(gamma.domain, factor, inverse, channels), torch.ones_like(values), values
+
+
+def _along_poles(sphere: Sphere, channels: int) -> Tensor:
+    """The projection on fields that are 0 but at the poles, with mean 0 along each."""
+    rows, columns = sphere.shape
+    ends = torch.zeros(rows, dtype=torch.float64)
+    ends[[0, -1]] = 1.0
+    differences = torch.eye(columns, dtype=torch.float64) - 1 / columns
+    one = torch.kron(torch.diag(ends), differences)
+    return torch.kron(torch.eye(channels, dtype=torch.float64), one)
 
 
 def _dense(cov: Covariance, channels: int | None) -> Tensor:

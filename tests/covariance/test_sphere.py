@@ -10,6 +10,7 @@ import torch
 from covariance_case import CovarianceCase, pairwise
 
 import spatialdiff as sd
+from spatialdiff.covariance.compositions import composite
 from spatialdiff.covariance.spheres.sphere import SphereCovariance, at_separation
 from spatialdiff.domains.sphere import Sphere
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
@@ -193,3 +194,64 @@ def test_length_scales_are_in_units_of_the_radius():
         SphereCovariance(Matern(1.5, 0.5), Sphere((19, 36), radius=6371.0))
     with pytest.warns(UserWarning, match="beyond the diameter"):
         SphereCovariance(Matern(1.5, 500.0), Sphere((19, 36)))
+
+
+NUGGET, SMOOTH = Nugget(0.5), Matern(1.5, 0.7, 1.7)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda s: sd.covariance(NUGGET, s, channels=2),
+        lambda s: sd.white(s, channels=torch.tensor([[1.0, 0.4], [0.4, 2.0]])),
+        lambda s: sd.covariance(SMOOTH, s, channels=2) + sd.white(s, variance=0.1),
+        lambda s: sd.covariance(SMOOTH, s, channels=2).scaled(
+            torch.linspace(0.5, 2.0, 5)[:, None].expand(5, 6)
+        ),
+    ],
+)
+def test_white_noise_and_compositions_have_a_pole_once(build):
+    sphere = Sphere((5, 6))
+    gamma = build(sphere).double().requires_grad_(False)
+    matrix, index = gamma.to_dense(), sites_of(sphere)
+    index = torch.cat([index, 30 + index])
+    once = matrix[index[:, None], index]
+    x = gamma.sample((3,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x[..., [0, -1], :], x[..., [0, -1], :1].expand(3, 2, 2, 6), rtol=0, atol=1e-12)
+    m = gamma.factor_shape.numel()
+    root = gamma.color(torch.eye(m, dtype=torch.float64).reshape(m, *gamma.factor_shape)).flatten(1).T
+    torch.testing.assert_close(root @ root.T, matrix, rtol=0, atol=1e-12)
+    law = torch.distributions.MultivariateNormal(torch.zeros(len(once), dtype=torch.float64), once)
+    torch.testing.assert_close(gamma.log_prob(x), law.log_prob(x.flatten(1)[:, index]), rtol=1e-10, atol=0)
+    torch.testing.assert_close(gamma.log_det(), torch.logdet(once))
+    torch.testing.assert_close(gamma.matmul(gamma.solve(x)), x, rtol=0, atol=1e-11)
+    with pytest.raises(ValueError, match="along a pole differ"):
+        gamma.solve(torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+def test_compositions_by_iteration_have_a_pole_once(monkeypatch):
+    sphere = Sphere((5, 6))
+    gamma = (sd.covariance(SMOOTH, sphere) + sd.white(sphere, variance=0.1)).double().requires_grad_(False)
+    x = gamma.sample((3,), generator=torch.Generator().manual_seed(0))
+    exact, solved = gamma.log_det(), gamma.solve(x)
+    monkeypatch.setattr(composite, "DENSE_ENTRIES", 1)
+    torch.testing.assert_close(gamma.solve(x), solved, rtol=0, atol=1e-5)
+    assert abs(gamma.log_det() - exact) < 5 * gamma.log_det_standard_error() + 1e-9
+
+
+def test_gaussian_oracle_with_poles():
+    sphere = Sphere((5, 6))
+    data = sd.covariance(Matern(1.5, 1.0), sphere).double().requires_grad_(False)
+    process = sd.VP(sd.covariance(SMOOTH, sphere).double().requires_grad_(False))
+    oracle = sd.oracles.GaussianDenoiser(process, data)
+    t = torch.tensor([0.4], dtype=torch.float64)
+    u = data.sample((1, 1), generator=torch.Generator().manual_seed(0))
+    phi, sigma = process.marginal(t)
+    index = sites_of(sphere)
+    c, g = (v.to_dense()[index[:, None], index] for v in (data, process.covariance))
+    phi, sigma = phi.squeeze(), sigma.squeeze()
+    expected = phi * c @ torch.linalg.solve(phi**2 * c + sigma * g, u.flatten()[index])
+    found = oracle(u, t)
+    torch.testing.assert_close(found.flatten()[index], expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found[..., [0, -1], :], found[..., [0, -1], :1].expand(1, 1, 2, 6))
+    assert oracle.gaussian.noise_range()[0] > 1e-3

@@ -16,7 +16,8 @@ from torch import Tensor
 from spatialdiff.covariance.base import Covariance
 from spatialdiff.covariance.numerics.conjugate import attach_solve, conjugate_gradients
 from spatialdiff.covariance.numerics.lanczos import lanczos_log_det
-from spatialdiff.domains import Domain, MaskedGrid
+from spatialdiff.covariance.spheres.orders import check_poles
+from spatialdiff.domains import Domain, MaskedGrid, Sphere
 
 DENSE_ENTRIES = 2048
 
@@ -82,13 +83,25 @@ class CompositeCovariance(Covariance):
     def _entries(self) -> int:
         return self.domain.size * (self.channels or 1)
 
-    def _kept(self) -> Tensor:
-        """Indices of the entries of an event that are not masked."""
-        shape = tuple(self.event_shape)
-        valid = torch.ones(shape, dtype=torch.bool)
+    def _sites(self) -> Tensor | None:
+        """Which entries of an event are sites of their own: not masked, and a pole once; None: all are."""
         if isinstance(self.domain, MaskedGrid):
-            valid = self.domain.valid.expand(shape)
-        return valid.reshape(-1).nonzero().squeeze(-1).to(self.device)
+            return self.domain.valid.expand(self.event_shape).to(self.device)
+        if not self._poles():
+            return None
+        valid = torch.ones(tuple(self.event_shape), dtype=torch.bool, device=self.device)
+        valid[..., [0, -1], 1:] = False
+        return valid
+
+    def _poles(self) -> bool:
+        return isinstance(self.domain, Sphere) and self.domain.poles
+
+    def _kept(self) -> Tensor:
+        """Indices of the entries of an event that are sites of their own."""
+        valid = self._sites()
+        if valid is None:
+            return torch.arange(self.event_shape.numel(), device=self.device)
+        return valid.reshape(-1).nonzero().squeeze(-1)
 
     def _compute_cholesky(self) -> Tensor:
         dense, kept = self.to_dense(), self._kept()
@@ -102,12 +115,19 @@ class CompositeCovariance(Covariance):
         return result
 
     def _solve(self, x: Tensor) -> Tensor:
+        if self._poles():
+            assert isinstance(self.domain, Sphere)
+            check_poles(self.domain, x)
         if self._entries <= DENSE_ENTRIES:
             kept, axes = self._kept(), len(self.event_shape)
             flat = x.flatten(-axes)
             solved = torch.cholesky_solve(flat[..., kept].unsqueeze(-1), self._factor("cholesky", x.dtype))
-            full = torch.zeros_like(flat).index_copy(-1, kept, solved.squeeze(-1))
-            return full.reshape(x.shape)
+            full = torch.zeros_like(flat).index_copy(-1, kept, solved.squeeze(-1)).reshape(x.shape)
+            if self._poles():
+                # the entries along a pole share what belongs to it
+                shared = full[..., [0, -1], :].mean(-1, keepdim=True).expand_as(full[..., [0, -1], :])
+                full = torch.cat([shared[..., :1, :], full[..., 1:-1, :], shared[..., 1:, :]], dim=-2)
+            return full
         b = x.double()
         with torch.no_grad():
             jacobi = self._jacobi()
@@ -145,11 +165,11 @@ class CompositeCovariance(Covariance):
 
     def _lanczos(self) -> tuple[Tensor, Tensor]:
         options: dict[str, Any] = {}
-        if isinstance(self.domain, MaskedGrid):
-            mask = self.domain.valid.expand(self.event_shape).to(self.device)
+        mask = self._sites()
+        if mask is not None:
             options = {"mask": mask, "size": self._entries}
         return lanczos_log_det(
-            self._matmul,
+            self._matmul if mask is None else lambda v: self._matmul(v) * mask,
             tuple(self.event_shape),
             batch=tuple(self.batch_shape),
             tolerance=self.log_det_tolerance,

@@ -26,7 +26,7 @@ from spatialdiff.domains.sphere import Sphere
 
 # what the diagonal of Γ may be raised by, relative to the variance, before a matrix counts as no covariance
 _JITTER = (1e-15, 1e-14, 1e-13, 1e-12, 1e-11)
-_POLE_ADVICE = (
+POLE_ADVICE = (
     "Use Sphere(..., poles=False), whose latitudes are those of cell centres, or a Gauss-Legendre grid"
 )
 
@@ -157,7 +157,7 @@ class OrderCovariance(Covariance):
         if self.domain.poles:
             raise ValueError(
                 f"whiten: {self.domain} repeats each pole {self.domain.shape[1]} times, so that R has no "
-                f"inverse. {_POLE_ADVICE}; or solve() and quad_form(), which count a pole once."
+                f"inverse. {POLE_ADVICE}; or solve() and quad_form(), which count a pole once."
             )
         root = self._invertible_root(x.dtype)
         return self._by_order(x, lambda columns: torch.linalg.solve_triangular(root, columns, upper=False))
@@ -168,23 +168,24 @@ class OrderCovariance(Covariance):
 
     def _solve(self, x: Tensor) -> Tensor:
         if self.domain.poles:
-            self._check_poles(x)
+            check_poles(self.domain, x)
         root = self._invertible_root(x.dtype)
         keep = (~self.void_).to(x.dtype).unsqueeze(-1)
         return self._by_order(x, lambda columns: torch.cholesky_solve(columns * keep, root))
-
-    def _check_poles(self, x: Tensor) -> None:
-        rows = x.detach()[..., [0, -1], :]
-        spread = float((rows - rows[..., :1]).abs().max()) if x.numel() else 0.0
-        if spread > 1e3 * torch.finfo(x.dtype).eps * float(x.detach().abs().max()):
-            raise ValueError(
-                f"solve: the values along a pole differ by up to {spread:.3g}, but the "
-                f"{self.domain.shape[1]} entries of that row are one site. Set them to their mean; "
-                f"or: {_POLE_ADVICE}."
-            )
 
     def _log_det(self) -> Tensor:
         logs = self._invertible_root(torch.float64).diagonal(dim1=-2, dim2=-1).log().sum((-1, -3))
         # the order 0 of a pole has √n_λ times its value
         repeated = 2 * math.log(self.domain.shape[1]) if self.domain.poles else 0.0
         return 2 * (logs * self.multiplicity_).sum(-1) - repeated
+
+
+def check_poles(sphere: Sphere, x: Tensor) -> None:
+    """Raise where a field is not constant along a pole, which is one site."""
+    rows = x.detach()[..., [0, -1], :]
+    spread = float((rows - rows[..., :1]).abs().max()) if x.numel() else 0.0
+    if spread > 1e3 * torch.finfo(x.dtype).eps * float(x.detach().abs().max()):
+        raise ValueError(
+            f"solve: the values along a pole differ by up to {spread:.3g}, but the {sphere.shape[1]} entries "
+            f"of that row are one site. Set them to their mean; or: {POLE_ADVICE}."
+        )
