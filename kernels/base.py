@@ -22,6 +22,10 @@ from gpytorch.constraints import Positive
 from torch import Tensor
 
 
+class DimensionError(ValueError):
+    """A kernel that is not positive definite in as many dimensions as the sites have."""
+
+
 def positive(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
     """``value`` as a float64 tensor; raises ValueError unless every entry is positive and finite."""
     tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
@@ -88,13 +92,19 @@ class SpatialKernel(gpytorch.kernels.Kernel):
         self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})
 
     def check_dimension(self, d: int) -> None:
-        """Raise ValueError unless the kernel is positive definite in ``d`` dimensions."""
+        """Raise DimensionError, a ValueError, unless the kernel is positive definite in ``d`` dimensions."""
         if d > self.max_dimension:
-            raise ValueError(
+            raise DimensionError(
                 f"{type(self).__name__} is positive definite in at most {self.max_dimension:g} "
                 f"dimension{'s' * (self.max_dimension != 1)}, but the sites have {d} coordinates; use "
                 "another family, such as Matern."
             )
+
+    def least_valid(self, d: int) -> dict[str, float]:
+        """Smallest values, by name, with which the kernel is positive definite in ``d`` dimensions, of
+        parameters whose own constraint allows less.
+        """
+        return {}
 
     @property
     def variance(self) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spatialdiff.kernels.base import StationaryKernel, align
+from spatialdiff.kernels.base import DimensionError, StationaryKernel, align
 from spatialdiff.kernels.matern import isotropic, numbers
 from spatialdiff.kernels.numerical_spectrum import check_numerical, compact_spectrum
 
@@ -104,11 +104,11 @@ class Cubic(CompactKernel):
 
 
 def largest_dimension(kernel: str, bound: Tensor, condition: str, d: int, given: str) -> None:
-    """Raise ValueError where ``d`` is above ``bound``, the (real) largest dimension of each member of a
+    """Raise DimensionError where ``d`` is above ``bound``, the (real) largest dimension of each member of a
     batch.
     """
     if bool((d > bound.detach() * (1 + 1e-12)).any()):
-        raise ValueError(
+        raise DimensionError(
             f"{kernel} is positive definite in d dimensions for {condition}, but the sites have {d} "
             f"coordinates and {given}."
         )
@@ -152,6 +152,9 @@ class Askey(CompactKernel):
     def check_dimension(self, d: int) -> None:
         given = f"power = {numbers(self.power)}"
         largest_dimension("Askey", 2 * self.power - 1, "power ≥ (d+1)/2", d, given)
+
+    def least_valid(self, d: int) -> dict[str, float]:
+        return {"power": (d + 1) / 2}
 
     def correlation(self, r: Tensor) -> Tensor:
         inside = r < 1

@@ -98,6 +98,9 @@ class DampedCosine(StationaryKernel):
         given = f"damping = {numbers(self.damping)} (here at least {1 / math.tan(math.pi / (2 * d)):.6g})"
         largest_dimension("DampedCosine", self._largest(), "damping ≥ 1/tan(π/(2d))", d, given)
 
+    def least_valid(self, d: int) -> dict[str, float]:
+        return {"damping": 1 / math.tan(math.pi / (2 * d))}
+
     def correlation(self, r: Tensor) -> Tensor:
         return torch.exp(-align(self.damping, r) * r) * torch.cos(r)
 

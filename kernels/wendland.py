@@ -95,6 +95,11 @@ class GeneralizedWendland(CompactKernel):
         given = f"kappa = {shown}, mu = {numbers(self.mu)}"
         largest_dimension(type(self).__name__, self._largest(), "mu ≥ (d+1)/2 + kappa", d, given)
 
+    def least_valid(self, d: int) -> dict[str, float]:
+        kappa = torch.as_tensor(self.kappa)
+        # of two free parameters neither has a bound of its own
+        return {} if kappa.requires_grad else {"mu": (d + 1) / 2 + float(kappa.max())}
+
     def correlation(self, r: Tensor) -> Tensor:
         inside = r < 1
         r = torch.where(inside, r, 0.0)

@@ -115,6 +115,8 @@ def complaints(
 def _bound_hint(p: Parameter, side: str) -> str:
     if p.is_nugget and side == "lower":
         return " (no nugget is needed: drop it, or hold it with fixed=)"
+    if side == "lower" and p.lower == p.valid_from:
+        return ", or would have it where the kernel is not positive definite"
     return ""
 
 
@@ -172,8 +174,8 @@ def derived_quantities(
     r"""Effective ranges (where the correlation is 0.05) and, for Matérn, the micro-ergodic
     :math:`\sigma^2/\ell^{2\nu}`.
 
-    The latter is what infill determines (Zhang 2004, theorem 2). Standard errors follow from those of the
-    logarithms.
+    The latter is what infill determines where ν is known (Zhang 2004, theorem 2). Standard errors follow from
+    those of the logarithms, shape parameters included.
     """
     found: dict[str, tuple[float, float]] = {}
     free = {p.name: i for i, p in enumerate(model.free)}
@@ -188,6 +190,10 @@ def derived_quantities(
         variance = float(slope[used] @ covariance[used][:, used] @ slope[used])
         return value, value * math.sqrt(variance) if variance >= 0.0 else math.nan
 
+    def range_factor(path: str, at: Tensor) -> float:
+        kernel = model.fitted(at, torch.float64).get_submodule(path)
+        return float((kernel.effective_range / kernel.lengthscale).reshape(-1)[0])
+
     for path, kernel in model.kernel.named_modules():
         if not isinstance(kernel, StationaryKernel):
             continue
@@ -197,12 +203,21 @@ def derived_quantities(
             prefix = f"{prefix}." if prefix else ""
             suffix = name.removeprefix("lengthscale")
             length = values[p.name]
-            factor = float((kernel.effective_range / kernel.lengthscale).detach().reshape(-1)[0])
-            found[f"{prefix}effective_range{suffix}"] = with_error(factor * length, {p.name: 1.0})
+            factor = range_factor(path, theta)
+            exponents = {p.name: 1.0}
+            for shape in (q.name for q in own if q.free and not (q.is_lengthscale or q.is_variance)):
+                low, high = model.free[free[shape]].theta_bounds
+                below, above = theta.clone(), theta.clone()
+                below[free[shape]] = max(float(theta[free[shape]]) - 1e-4, low)
+                above[free[shape]] = min(float(theta[free[shape]]) + 1e-4, high)
+                change = math.log(range_factor(path, above) / range_factor(path, below))
+                exponents[shape] = change / float(above[free[shape]] - below[free[shape]])
+            found[f"{prefix}effective_range{suffix}"] = with_error(factor * length, exponents)
             for q in (q for q in own if q.is_variance):
-                power = 2.0 * float(getattr(kernel, "nu", math.nan))
-                if math.isnan(power):
+                nu = getattr(kernel, "nu", None)
+                if not isinstance(nu, float):
                     continue
+                power = 2.0 * nu
                 label = f"variance/lengthscale{suffix}" + ("" if power == 1.0 else f"^{power:g}")
                 ratio = values[q.name] / length**power
                 found[f"{prefix}{label}"] = with_error(ratio, {q.name: 1.0, p.name: -power})

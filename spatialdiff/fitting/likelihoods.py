@@ -157,9 +157,11 @@ class SpectralLikelihood:
             density = self.density_at(theta)
             slopes = []
             for j in range(len(theta)):
-                step = torch.zeros_like(theta)
-                step[j] = 1e-4
-                slopes.append((self.density_at(theta + step) - self.density_at(theta - step)) / 2e-4)
+                low, high = self.model.free[j].theta_bounds
+                below, above = theta.clone(), theta.clone()
+                below[j], above[j] = max(float(theta[j]) - 1e-4, low), min(float(theta[j]) + 1e-4, high)
+                width = float(above[j] - below[j])
+                slopes.append((self.density_at(above) - self.density_at(below)) / width)
             scale = grid.size / float(window.square().sum())
             forms = torch.stack(slopes) / (2.0 * density.square()) * self.used * scale
             weights = embedding_weights(grid)

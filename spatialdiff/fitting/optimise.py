@@ -23,8 +23,10 @@ from torch import Tensor
 
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.likelihoods import Likelihood, NotPositiveDefiniteError
-from spatialdiff.fitting.parameters import KernelParameters, Parameter
+from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.fitting.replicates import Replicates
+from spatialdiff.fitting.validity import keep_valid
+from spatialdiff.kernels.base import DimensionError
 
 _DECREMENT = 1e-4
 _STEP = 1e-4
@@ -75,7 +77,10 @@ class _Objective:
         """Log-likelihood and gradient at ``theta``; raises ``NotPositiveDefiniteError``."""
         self.evaluations += 1
         point = theta.detach().clone().requires_grad_()
-        value = self.likelihood(point)
+        try:
+            value = self.likelihood(point)
+        except DimensionError as error:
+            raise NotPositiveDefiniteError from error
         (slope,) = torch.autograd.grad(value, point)
         if not (torch.isfinite(value) and torch.isfinite(slope).all()):
             raise NotPositiveDefiniteError
@@ -96,10 +101,12 @@ def set_bounds(model: KernelParameters, data: Replicates) -> None:
     - length scales: a twentieth of the spacing to a hundred times the extent, or to the shortest period where
       images must be summed, since that takes ever longer;
     - variances: 1e-8 to 1e6 times that of the data;
-    - other positive parameters: a millionth to a million times their start.
+    - other positive parameters: a millionth to a million times their start;
+    - all: to where the kernel is positive definite in the dimension of the grid.
     """
     grid = data.grid
     variance = float(data.variance().mean())
+    keep_valid(model, grid.ndim)
     for p in model.free:
         if p.bounded_by_user or not p.log:
             continue
@@ -174,7 +181,7 @@ def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: i
     """
     objective = _Objective(likelihood)
     model = likelihood.model
-    bounds = [_theta_bounds(p) for p in model.free]
+    bounds = [p.theta_bounds for p in model.free]
     best = None
     for start in starts:
         first, _ = objective(start.numpy().copy())
@@ -248,14 +255,17 @@ def _polish(
 
 
 def observed_information(objective: _Objective, theta: Tensor, slope: Tensor) -> Tensor:
-    """Minus the Hessian of the log-likelihood, by central (at a singular edge: one-sided) differences of the
-    gradient."""
+    """Minus the Hessian of the log-likelihood, by central (at a bound or a singular edge: one-sided)
+    differences of the gradient."""
     rows = []
+    bounds = [p.theta_bounds for p in objective.likelihood.model.free]
     for j in range(len(theta)):
         step = torch.zeros_like(theta)
         step[j] = _STEP
         sides = []
         for sign in (1.0, -1.0):
+            if not bounds[j][0] <= float(theta[j]) + sign * _STEP <= bounds[j][1]:
+                continue
             try:
                 sides.append((sign, objective.gradient(theta + sign * step)[1]))
             except NotPositiveDefiniteError:
@@ -270,13 +280,8 @@ def observed_information(objective: _Objective, theta: Tensor, slope: Tensor) ->
     return -0.5 * (hessian + hessian.T)
 
 
-def _theta_bounds(p: Parameter) -> tuple[float, float]:
-    lower = -math.inf if p.log and p.lower <= 0.0 else p.to_theta(p.lower)
-    return lower, p.to_theta(p.upper) if math.isfinite(p.upper) else math.inf
-
-
 def _clip(model: KernelParameters, theta: Tensor) -> Tensor:
-    pairs = [_theta_bounds(p) for p in model.free]
+    pairs = [p.theta_bounds for p in model.free]
     low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
     return torch.minimum(torch.maximum(theta, low), high)
 

@@ -45,6 +45,7 @@ class Parameter:
     upper: float
     free: bool = True
     bounded_by_user: bool = field(default=False, repr=False)
+    valid_from: float = field(default=-math.inf, repr=False)
 
     @property
     def is_lengthscale(self) -> bool:
@@ -60,6 +61,12 @@ class Parameter:
     def is_nugget(self) -> bool:
         """Whether this is the variance of a :class:`~spatialdiff.kernels.Nugget`."""
         return self.is_variance and self.owner == "Nugget"
+
+    @property
+    def theta_bounds(self) -> tuple[float, float]:
+        """The bounds on the scale that is optimised."""
+        lower = -math.inf if self.log and self.lower <= 0.0 else self.to_theta(self.lower)
+        return lower, self.to_theta(self.upper) if math.isfinite(self.upper) else math.inf
 
     def to_theta(self, natural: float) -> float:
         """Natural value to the scale that is optimised."""
