@@ -34,14 +34,14 @@ from spatialdiff.kernels import at_pairs
 # below the interval the quadrature is less than a fifth of √lower off: a tenth of the tolerance, as on it
 _BELOW, _QUADRATURE = 0.5, 0.1
 _MEMORY = 4e8  # bytes of the systems of the quadrature
-_EXACT_SITES = 2000
+_EXACT_SITES = 4096
 
 
 class MatrixFreeCovariance(Covariance):
     """Γ_s of any kernel on any sites, in memory ``O(n)``; ``R = Γ^{1/2}`` is symmetric.
 
     Products are exact to rounding in the data type of the field; roots and solves are computed in float64
-    to a relative tolerance, and raise where it is not reached. ``log_det`` is exact (dense) up to 2,000
+    to a relative tolerance, and raise where it is not reached. ``log_det`` is exact (dense) up to 4,096
     sites and has `log_det_standard_error` beyond.
 
     Args:
