@@ -16,7 +16,7 @@ import spatialdiff as sd
 from spatialdiff.covariance import CirculantCovariance, DenseCovariance, joint_spectrum
 from spatialdiff.covariance.grids.kronecker import KroneckerCovariance
 from spatialdiff.domains import Points, RectilinearGrid
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
+from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget, Periodic
 from spatialdiff.kernels.space_time import Separable
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
@@ -74,6 +74,15 @@ class TestProduct(TestGaussian):
 
     def kernel(self):
         return Gaussian((2.0, 3.0, 1.5), 1.3) * Separable(Matern(1.5, 2.0), Exponential(2.0)) + Nugget(0.1)
+
+
+class TestSines(TestGaussian):
+    """A product over axes as the Gaussian is, with periods that are not the grid's."""
+
+    grid = sd.Grid((3, 4))
+
+    def kernel(self):
+        return Periodic((7.3, 9.1), (0.9, 1.2), 1.7) + Nugget(0.2)
 
 
 class TestUneven(TestGaussian):

@@ -1,7 +1,7 @@
 r"""Kernels that are products over groups of axes: ``k(x, x') = σ² ∏_b k_b(x_b, x'_b)``, plus a nugget.
 
 ``x_b`` are the coordinates of block ``b``, a group of axes of a grid. A Gaussian is a product over single
-axes, ``exp(-½ Σ_a h_a²/ℓ_a²) = ∏_a exp(-½ h_a²/ℓ_a²)``; a `Separable` kernel says itself which axes its
+axes, ``exp(-½ Σ_a h_a²/ℓ_a²) = ∏_a exp(-½ h_a²/ℓ_a²)``, and so is a `Periodic` kernel; a `Separable` kernel says itself which axes its
 factors take; any other kernel couples the axes that it depends on. On a line every kernel is a product.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from spatialdiff.covariance.checks import check_stationary
 from spatialdiff.covariance.periodic import difference_table, periodised, stationary_at
 from spatialdiff.domains import Grid, RectilinearGrid
-from spatialdiff.kernels import Gaussian, Nugget, at_pairs
+from spatialdiff.kernels import Gaussian, Nugget, Periodic, at_pairs
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Separation:
         smooth = [term for term in expanded if not _is_nugget(term)]
         self._nuggets = [term for term in expanded if _is_nugget(term)]
         self._scales: list[Callable[[], Tensor]] = []
+        self._wraps = isinstance(domain, Grid) and any(domain.periodic)
         if not smooth:
             raise ValueError('KroneckerCovariance: a Nugget alone is white noise; use method="white".')
         if domain.ndim == 1:
@@ -82,7 +83,7 @@ class Separation:
             raise ValueError(
                 f"KroneckerCovariance: {kernel!r} is not separable: {', '.join(names) or 'its factors'} "
                 f"couples all {domain.ndim} axes of {domain}, so that Γ is no Kronecker product. Separable "
-                "are Gaussian, kernels on separate axes (Separable, active_dims) and their products; use "
+                "are Gaussian and (unless the grid wraps around) Periodic, kernels on separate axes (Separable, active_dims) and their products; use "
                 'method="circulant" or "dense" for this one.'
             )
 
@@ -112,6 +113,9 @@ class Separation:
             if isinstance(kernel, Gaussian):
                 self._scales.append(lambda: kernel.variance)
             return [_gaussian(kernel, position, axis) for position, axis in enumerate(axes)]
+        if type(kernel) is Periodic and not self._wraps:
+            self._scales.append(lambda: kernel.variance)
+            return [_periodic(kernel, position, axis) for position, axis in enumerate(axes)]
         if len(axes) == ndim:
             return [_Piece(axes, lambda x1, x2: at_pairs(kernel, x1, x2), kernel)]
         return [_Piece(axes, lambda x1, x2: at_pairs(kernel, x1[..., axes], x2[..., axes]), kernel)]
@@ -207,6 +211,20 @@ def _gaussian(kernel: Kernel, position: int, axis: int) -> _Piece:
         ell = ell[..., 0, position if ell.shape[-1] > 1 else 0]
         square = (x1[..., axis] - x2[..., axis]).square()
         return torch.exp(-0.5 * square / ell.square().reshape(*ell.shape, *(1,) * square.dim()))
+
+    return _Piece((axis,), pairs, None)
+
+
+def _periodic(kernel: Periodic, position: int, axis: int) -> _Piece:
+    def pairs(x1: Tensor, x2: Tensor) -> Tensor:
+        difference = x1[..., axis] - x2[..., axis]
+        period, ell = (
+            value[..., 0, position if value.shape[-1] > 1 else 0]
+            for value in (kernel.period.to(x1), kernel.lengthscale.to(x1))
+        )
+        ones = (1,) * difference.dim()
+        angle = torch.pi * difference / period.reshape(*period.shape, *ones)
+        return torch.exp(-2 * (torch.sin(angle) / ell.reshape(*ell.shape, *ones)).square())
 
     return _Piece((axis,), pairs, None)
 
