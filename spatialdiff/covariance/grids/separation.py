@@ -1,8 +1,9 @@
 r"""Kernels that are products over groups of axes: ``k(x, x') = σ² ∏_b k_b(x_b, x'_b)``, plus a nugget.
 
 ``x_b`` are the coordinates of block ``b``, a group of axes of a grid. A Gaussian is a product over single
-axes, ``exp(-½ Σ_a h_a²/ℓ_a²) = ∏_a exp(-½ h_a²/ℓ_a²)``, and so is a `Periodic` kernel; a `Separable` kernel says itself which axes its
-factors take; any other kernel couples the axes that it depends on. On a line every kernel is a product.
+axes, ``exp(-½ Σ_a h_a²/ℓ_a²) = ∏_a exp(-½ h_a²/ℓ_a²)``, and so is a `Periodic` kernel on a grid that does
+not wrap around; a `Separable` kernel says itself which axes its factors take; any other kernel couples the
+axes that it depends on. On a line every kernel is a product.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Separation:
             raise ValueError(
                 f"KroneckerCovariance: {kernel!r} is not separable: {', '.join(names) or 'its factors'} "
                 f"couples all {domain.ndim} axes of {domain}, so that Γ is no Kronecker product. Separable "
-                "are Gaussian and (unless the grid wraps around) Periodic, kernels on separate axes (Separable, active_dims) and their products; use "
+                "are Gaussian and (unless the grid wraps around) Periodic, kernels on separate axes "
+                "(Separable, active_dims) and their products; use "
                 'method="circulant" or "dense" for this one.'
             )
 
