@@ -9,7 +9,7 @@ help:
 	@echo "make demo    install and run the main job on real terrain (QUICK=1: under a minute)"
 	@echo "make test    install, then lint, types and tests"
 	@echo "make docs    build the documentation into docs/_build/html"
-	@echo "make bench   time coloured noise against its floors and peers"
+	@echo "make bench   time coloured noise and the structures of Γ against floors and peers"
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/coloured_noise.py
+	$(BIN)/python benchmarks/kernel_product.py --quick
+	$(BIN)/python benchmarks/vecchia.py --quick
+	$(BIN)/python benchmarks/scale.py
 
 clean:
 	rm -rf $(VENV) docs/_build build *.egg-info

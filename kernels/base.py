@@ -28,6 +28,8 @@ class DimensionError(ValueError):
 
 def positive(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
     """``value`` as a float64 tensor; raises ValueError unless every entry is positive and finite."""
+    if isinstance(value, torch.nn.Module):
+        raise TypeError(f"{name} must be a number, got a {type(value).__name__}.")
     tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
     if tensor.numel() == 0 or not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")

@@ -199,11 +199,12 @@ class Covariance(nn.Module, ABC):
 
     def quad_form(self, x: Tensor) -> Tensor:
         """``xᵀ Γ⁻¹ x`` per field: ``(..., *event_shape)`` → ``(..., *batch_shape)``."""
-        solved = self.solve(x)
-        return (self._prepare(x, self.event_shape, "quad_form") * solved).sum(self._event_axes())
+        x = self._prepare(x, self.event_shape, "quad_form")
+        return (x * self.solve(x)).sum(self._event_axes())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """``log N(x; 0, Γ)`` per field, nats: ``(..., *event_shape)`` → ``(..., *batch_shape)``."""
+        x = self._prepare(x, self.event_shape, "log_prob")
         constant = self.domain.size * (self.channels or 1) * math.log(2 * math.pi)
         return -0.5 * (self.quad_form(x) + (self.log_det() + constant).to(x.dtype))
 

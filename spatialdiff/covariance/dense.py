@@ -19,6 +19,10 @@ from spatialdiff.kernels import at_pairs
 _CHUNK = 4_000_000
 
 
+# 13 GB for a matrix, and as much for its factor
+MOST_SITES = 40_000
+
+
 class DenseCovariance(Covariance):
     """Γ_s as a matrix ``(n, n)``; ``O(n³)`` once, ``O(n²)`` per field.
 
@@ -44,6 +48,11 @@ class DenseCovariance(Covariance):
     ) -> None:
         given = kernel if isinstance(kernel, Tensor) else None
         super().__init__(domain, channels, None if isinstance(kernel, Tensor) else kernel)
+        if domain.size > MOST_SITES:
+            raise ValueError(
+                f"DenseCovariance: {domain.size} sites are more than the {MOST_SITES} that a matrix is for "
+                f'(it would take {8e-9 * domain.size**2:.3g} GB, twice); use method="auto", or "vecchia".'
+            )
         if given is not None:
             if given.shape != (domain.size, domain.size):
                 raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import gpytorch
@@ -113,6 +114,14 @@ def _build(
         from spatialdiff.covariance.grids.masked import MaskedCovariance
 
         return MaskedCovariance(kernel, domain, channels, inner=method, **options)  # type: ignore[arg-type]
+    known = [
+        n for n, p in inspect.signature(structure(method)).parameters.items() if p.kind == p.KEYWORD_ONLY
+    ]
+    if not options.keys() <= set(known):
+        raise TypeError(
+            f"covariance: method={method!r} has no option {', '.join(sorted(options.keys() - set(known)))}; "
+            f"its options: {', '.join(known) or 'none'}. Name the method that an option is for."
+        )
     return structure(method)(kernel, domain, channels, **options)  # type: ignore[arg-type]
 
 

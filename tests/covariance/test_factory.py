@@ -126,6 +126,17 @@ def test_refuses():
         sd.covariance(KERNEL, sd.Graph.path(4), method="dense")
     with pytest.raises(ValueError, match="needs a Grid, got Points"):
         sd.covariance(domain=points, spectrum=torch.ones(5), method="torus")
+    with pytest.raises(TypeError, match=r"method='vecchia' has no option neighbours; its options: neighbors"):
+        sd.covariance(KERNEL, points, method="vecchia", neighbours=5)
+    with pytest.raises(TypeError, match=r"method='dense' has no option neighbors; its options: none"):
+        sd.covariance(KERNEL, points, neighbors=5)
+    with pytest.raises(ValueError, match=r"9000000 sites are more than the 40000"):
+        sd.covariance(KERNEL, sd.Grid((3000, 3000)), method="dense")
+    with pytest.raises(TypeError, match="Matern: variance must be a number, got a Nugget"):
+        Matern(1.5, 2.0, Nugget(0.1))
+    for operation in ("log_prob", "quad_form"):
+        with pytest.raises(ValueError, match=rf"{operation}: needs shape \(..., 5\)"):
+            getattr(sd.covariance(KERNEL, points), operation)(torch.randn(4))
     model = Coregionalization([(torch.eye(2), Exponential(2.0))])
     with pytest.raises(ValueError, match="brings its channels"):
         sd.covariance(model, TORUS, channels=3)

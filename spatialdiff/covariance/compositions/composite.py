@@ -207,9 +207,14 @@ def common_domain(parts: Sequence[Covariance], name: str) -> Domain:
         raise ValueError(f"{name} needs at least one covariance.")
     for part in parts:
         if not isinstance(part, Covariance):
-            raise TypeError(f"{name} needs covariances, got {type(part).__name__}.")
+            raise TypeError(
+                f"{name} needs covariances, one argument each, as in {name}(gamma_1, gamma_2); got "
+                f"{type(part).__name__}."
+            )
         if part.domain != parts[0].domain:
-            raise ValueError(f"{name}: the parts live on {parts[0].domain} and on {part.domain}.")
+            raise ValueError(
+                f"{name}: the parts live on {parts[0].domain} and on {part.domain}; build them on one domain."
+            )
     return parts[0].domain
 
 
