@@ -128,6 +128,8 @@ def _build(
 def _of_spectrum(
     spectrum: Tensor, domain: Domain, channels: Channels, method: str, options: dict[str, Any]
 ) -> Covariance:
+    if method == "auto" and isinstance(domain, Sphere):
+        method = "sphere"
     if method not in ("torus", "cosine", "sphere"):
         raise ValueError(
             f'covariance: a spectrum needs method="torus", "cosine" or "sphere", got {method!r}.'

@@ -124,6 +124,10 @@ def test_refuses():
             sd.covariance(KERNEL, points, method=method)
     with pytest.raises(ValueError, match="does not take a Graph; methods for it: white, graph"):
         sd.covariance(KERNEL, sd.Graph.path(4), method="dense")
+    spherical = sd.covariance(domain=sd.Sphere((6, 8), poles=False), spectrum=torch.ones(4))
+    assert spherical.variance()[0, 0].item() == pytest.approx(
+        sum(2 * n + 1 for n in range(4)) / (4 * torch.pi)
+    )
     with pytest.raises(ValueError, match="needs a Grid, got Points"):
         sd.covariance(domain=points, spectrum=torch.ones(5), method="torus")
     with pytest.raises(TypeError, match=r"method='vecchia' has no option neighbours; its options: neighbors"):
