@@ -13,31 +13,18 @@ Factors are cached, as they are in training with parameters that are not trained
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 
 import torch
+from timing import medians
 
 import spatialdiff as sd
 from spatialdiff.covariance.numerics.dct import cosine_matrix, fourier_dct
 from spatialdiff.kernels import Matern, Nugget
 
 Timings = dict[str, float]
-
-
-def medians(tasks: dict[str, Callable[[], object]], repeats: int) -> Timings:
-    """Median seconds of each task, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def table(title: str, timings: Timings, floor: str) -> None:

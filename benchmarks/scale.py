@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import medians
 
 import spatialdiff as sd
 from spatialdiff.kernels import Exponential, Gaussian, Matern
@@ -159,13 +160,7 @@ def large(names: list[str], folder: str | None) -> None:
 
 
 def timed(task: Callable[[], object], repeats: int) -> float:
-    task()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        task()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return medians({"": task}, repeats)[""]
 
 
 def sampler(make: Callable[[int], sd.Covariance], batch: int = 1) -> Callable[[int], Callable[[], object]]:
@@ -306,7 +301,7 @@ def densities(repeats: int) -> None:
         "Kronecker": (lambda: product.log_prob(x), lambda: factor @ x @ factor),
     }
     for name, (task, floor) in rows.items():
-        mine, least = timed(task, repeats), timed(floor, repeats)
+        mine, least = medians({"mine": task, "floor": floor}, repeats).values()
         print(f"{name:26s} {1e3 * mine:9.2f} ms {1e3 * least:9.2f} ms {mine / least:7.2f}")
 
 

@@ -17,25 +17,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from timing import medians
 
 from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.domains import Points
 from spatialdiff.kernels import Matern, Nugget
 
 LENGTHSCALE, VARIANCE, NUGGET = 0.05, 1.0, 0.1
-
-
-def medians(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each task, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def build(n: int, neighbors: int, engine: str) -> VecchiaCovariance:

@@ -18,13 +18,21 @@ import torch
 import spatialdiff as sd
 from spatialdiff.kernels import (
     Anisotropic,
+    Chordal,
     Coregionalization,
     Exponential,
     Gneiting,
+    LegendreMatern,
     Matern,
     Nonstationary,
     Nugget,
     Separable,
+    SphericalAskey,
+    SphericalCompact,
+    SphericalExponential,
+    SphericalMultiquadric,
+    SphericalPoweredExponential,
+    SphericalSinePower,
 )
 from spatialdiff.kernels.catalogue import CATALOGUE, Family
 
@@ -226,6 +234,33 @@ def sphere() -> plt.Figure:
     return figure
 
 
+def sphere_families() -> plt.Figure:
+    """The families of the angle: correlation, angular power, and a sample of each."""
+    families = (
+        LegendreMatern(1.5, 0.3, lmax=256),
+        SphericalExponential(0.4),
+        SphericalPoweredExponential(0.6, 0.4),
+        SphericalCompact(1.2),
+        SphericalAskey(2.0, 1.2),
+        SphericalSinePower(1.0),
+        SphericalMultiquadric(0.7, 0.5),
+        Chordal(Matern(1.5, 0.3)),
+    )
+    figure, axes = plt.subplots(2, 5, figsize=(11, 4), layout="constrained")
+    theta = torch.linspace(0, math.pi, 300, dtype=F64)
+    domain = sd.Sphere((46, 90))
+    for kernel, axis in zip(families, axes[:, 1:].flat, strict=True):
+        kernel.requires_grad_(False)
+        name = type(kernel).__name__
+        axes[0, 0].plot(theta, kernel.at_angles(theta))
+        axes[1, 0].loglog(range(1, 61), kernel.legendre_coefficients(60)[1:].clamp_min(1e-12), label=name)
+        image(axis, sd.covariance(kernel, domain).sample(generator=seeded(3)), name)
+    axes[0, 0].set_title("correlation against the angle", fontsize=9)
+    axes[1, 0].set_title("angular power against degree", fontsize=9)
+    axes[1, 0].legend(fontsize=4, frameon=False)
+    return figure
+
+
 PICTURES: dict[str, Callable[[], plt.Figure]] = {
     "anisotropy": anisotropy,
     "nonstationary": nonstationary,
@@ -236,6 +271,7 @@ PICTURES: dict[str, Callable[[], plt.Figure]] = {
     "mesh": mesh,
     "graph": graph,
     "sphere": sphere,
+    "sphere_families": sphere_families,
     **{entry.name: (lambda entry=entry: family(entry)) for entry in CATALOGUE},
 }
 

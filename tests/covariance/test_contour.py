@@ -7,6 +7,7 @@ import math
 import mpmath
 import pytest
 import torch
+from spectra import rotation, spectrum
 
 from spatialdiff.covariance.numerics.contour import (
     ContourRoot,
@@ -15,21 +16,6 @@ from spatialdiff.covariance.numerics.contour import (
     quarter_period,
     rational_inverse_root,
 )
-
-
-def rotation(n, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0]
-
-
-def spectrum(n, condition, kind):
-    if kind == "geometric":
-        return torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
-    if kind == "nugget":
-        return torch.arange(1, n + 1, dtype=torch.float64).pow(-3) + 1 / condition
-    values = torch.linspace(1e-2, 1, n, dtype=torch.float64)
-    values[0] = 1 / condition
-    return values
 
 
 def vectors(*shape, seed=1):

@@ -139,6 +139,11 @@ class SumCovariance(CompositeCovariance):
             self.method,
             exact=all(p.exact for p in parts),
             error_bound=sum(b for b in bounds if b is not None) if known else None,
-            reason=f"sum of {', '.join(p.method for p in parts)}: {how}",
+            reason=f"sum of {', '.join(_named(p) for p in parts)}: {how}",
             log_det="" if self.basis is not None else self._determinant_note(),
         )
+
+
+def _named(part: CovarianceReport) -> str:
+    """The structure of a part, and what is approximate in it."""
+    return part.method if part.exact else f"{part.method} (approximate: {part.reason})"

@@ -101,8 +101,8 @@ def _decay64(s: Any) -> Any:
 
 
 def _decay(s: Any) -> Any:
-    """``exp(-s)``, ``s ≥ 0``."""
-    raise NotImplementedError("only compiled code calls this")
+    """``exp(-s)``, ``s ≥ 0``; compiled code takes the overload below."""
+    return math.exp(-s)
 
 
 @overload(_decay, strict=False)
