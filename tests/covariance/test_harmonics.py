@@ -17,7 +17,7 @@ from spatialdiff.covariance.spheres.sphere import SphereCovariance
 from spatialdiff.covariance.spheres.spherical_spectrum import HarmonicCovariance
 from spatialdiff.domains.sphere import Sphere
 from spatialdiff.kernels import Matern
-from spatialdiff.kernels.spherical_domain import SphericalExponential
+from spatialdiff.kernels.spherical_families import SphericalExponential
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 

@@ -14,7 +14,7 @@ from spatialdiff.covariance.compositions import composite
 from spatialdiff.covariance.spheres.sphere import SphereCovariance, at_separation
 from spatialdiff.domains.sphere import Sphere
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
-from spatialdiff.kernels.spherical_domain import SphericalExponential
+from spatialdiff.kernels.spherical_families import SphericalExponential
 
 pytestmark = pytest.mark.filterwarnings("ignore::spatialdiff.covariance.SpatialWarning")
 

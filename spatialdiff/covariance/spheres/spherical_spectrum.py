@@ -162,6 +162,7 @@ class HarmonicCovariance(OrderCovariance):
 
 
 def _of_kernel(kernel: gpytorch.kernels.Kernel, lmax: int, radius: float) -> Tensor:
-    from spatialdiff.kernels.spherical_domain import Chordal, legendre_coefficients
+    from spatialdiff.kernels.chordal import Chordal
+    from spatialdiff.kernels.spherical_domain import legendre_coefficients
 
     return legendre_coefficients(kernel if of_angles(kernel) else Chordal(kernel, radius), lmax)
