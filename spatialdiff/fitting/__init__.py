@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from spatialdiff.fitting.estimate import fit
-from spatialdiff.fitting.replicates import Replicates, replicates
-from spatialdiff.fitting.result import FitResult, FitWarning, MeanShare
-from spatialdiff.fitting.smoothing import SpectrumBins
-from spatialdiff.fitting.spectra import (
+from spatialdiff.fitting.likelihoods.spectra import (
     LagWeights,
     embedding_weights,
     expected_weights,
@@ -14,19 +11,22 @@ from spatialdiff.fitting.spectra import (
     periodogram,
     spectral_density,
 )
+from spatialdiff.fitting.nonparametric.smoothing import SpectrumBins
+from spatialdiff.fitting.observations import Observations, observe
+from spatialdiff.fitting.result import FitResult, FitWarning, MeanShare
 
 __all__ = [
     "FitResult",
     "FitWarning",
     "LagWeights",
     "MeanShare",
-    "Replicates",
+    "Observations",
     "SpectrumBins",
     "embedding_weights",
     "expected_weights",
     "fit",
     "lattice_weights",
+    "observe",
     "periodogram",
-    "replicates",
     "spectral_density",
 ]

@@ -16,10 +16,10 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from spatialdiff.fitting.likelihoods import Likelihood
+from spatialdiff.fitting.likelihoods.base import Likelihood
+from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.optimise import Optimum
 from spatialdiff.fitting.parameters import KernelParameters, Parameter
-from spatialdiff.fitting.replicates import Replicates
 from spatialdiff.fitting.result import MeanShare
 from spatialdiff.kernels import StationaryKernel
 
@@ -27,7 +27,7 @@ FLAT = 1e-7
 POOR = 0.5
 
 
-def data_share(data: Replicates) -> float:
+def data_share(data: Observations) -> float:
     """Share of the data's variance in the domain mean; NaN where no replicate is left to estimate it."""
     if data.count_at_zero == 0:
         return math.nan
@@ -35,7 +35,7 @@ def data_share(data: Replicates) -> float:
     return at_mean / float(data.variance().mean())
 
 
-def mean_share(data: Replicates, model: float) -> MeanShare:
+def mean_share(data: Observations, model: float) -> MeanShare:
     """Compare the data's share with the model's; ``low`` and ``high`` hold 99.9 % of what the model gives for
     such data."""
     nu = data.count_at_zero * data.channels
@@ -73,7 +73,7 @@ def log_covariance(optimum: Optimum, likelihood: Likelihood) -> Tensor:
 
 
 def complaints(
-    model: KernelParameters, data: Replicates, optimum: Optimum, covariance: Tensor
+    model: KernelParameters, data: Observations, optimum: Optimum, covariance: Tensor
 ) -> Iterator[str]:
     """Everything that is wrong with the estimates, one sentence each."""
     grid = data.grid

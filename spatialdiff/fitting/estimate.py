@@ -16,12 +16,13 @@ from torch import Tensor
 
 from spatialdiff.domains import Grid
 from spatialdiff.fitting import diagnostics
-from spatialdiff.fitting.dense import DenseLikelihood
-from spatialdiff.fitting.likelihoods import Likelihood, SpectralLikelihood
-from spatialdiff.fitting.nonparametric import estimate_spectrum, make_basis
+from spatialdiff.fitting.likelihoods.base import Likelihood
+from spatialdiff.fitting.likelihoods.dense import DenseLikelihood
+from spatialdiff.fitting.likelihoods.whittle import SpectralLikelihood
+from spatialdiff.fitting.nonparametric.spectrum import estimate_spectrum, make_basis
+from spatialdiff.fitting.observations import Observations, observe
 from spatialdiff.fitting.optimise import maximise, set_bounds, starting_points
 from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.replicates import Replicates, replicates
 from spatialdiff.fitting.result import FitResult, MeanShare
 
 METHODS = ("auto", "exact", "whittle", "spectrum")
@@ -79,7 +80,7 @@ def fit(
         basis: ``"cosine"`` or ``"torus"``, for ``"spectrum"``; by default torus on fully periodic grids, else
             cosine.
         smoothing: bandwidth of ``"spectrum"`` in octaves of wavenumber, see
-            :mod:`spatialdiff.fitting.smoothing`.
+            :mod:`spatialdiff.fitting.nonparametric.smoothing`.
         isotropic: whether the spectrum depends on ``|k|`` only.
         dtype: of the fitted kernel's parameters and of the mean.
 
@@ -103,7 +104,7 @@ def fit(
         raise ValueError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a spatialdiff.Grid, got {type(grid).__name__}")
-    data = replicates(fields, grid, mean)
+    data = observe(fields, grid, mean)
     if method == "spectrum":
         return _fit_spectrum(data, basis, smoothing, isotropic, dtype)
     if basis is not None:
@@ -153,7 +154,7 @@ def fit(
         standard_errors=errors,
         log_likelihood=optimum.value,
         aic=2.0 * number - 2.0 * optimum.value,
-        bic=number * math.log(data.observations) - 2.0 * optimum.value,
+        bic=number * math.log(data.n_values) - 2.0 * optimum.value,
         converged=optimum.converged,
         message=optimum.message,
         n_evaluations=evaluations + optimum.evaluations,
@@ -170,7 +171,7 @@ def fit(
 
 
 def _choose(
-    method: str, data: Replicates, model: KernelParameters, density: str, taper: float
+    method: str, data: Observations, model: KernelParameters, density: str, taper: float
 ) -> tuple[str, str]:
     grid = data.grid
     torus = all(grid.periodic)
@@ -194,7 +195,7 @@ def _choose(
     return "exact", f"Cholesky factorisation of {grid.size} sites"
 
 
-def _check_variances(result: FitResult, data: Replicates) -> None:
+def _check_variances(result: FitResult, data: Observations) -> None:
     share = result.mean_share
     if share.suspicious:
         result.warn(
@@ -216,7 +217,7 @@ def _check_variances(result: FitResult, data: Replicates) -> None:
 
 
 def _fit_spectrum(
-    data: Replicates, basis: str | None, smoothing: float, isotropic: bool, dtype: torch.dtype
+    data: Observations, basis: str | None, smoothing: float, isotropic: bool, dtype: torch.dtype
 ) -> FitResult:
     grid = data.grid
     chosen = basis or ("torus" if all(grid.periodic) else "cosine")
@@ -234,7 +235,7 @@ def _fit_spectrum(
         standard_errors={"variance": estimate.variance_error, "mean_share": estimate.share_error},
         log_likelihood=estimate.log_likelihood,
         aic=2.0 * number - 2.0 * estimate.log_likelihood,
-        bic=number * math.log(data.observations) - 2.0 * estimate.log_likelihood,
+        bic=number * math.log(data.n_values) - 2.0 * estimate.log_likelihood,
         converged=True,
         message="closed form",
         n_evaluations=1,

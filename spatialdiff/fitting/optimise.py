@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from spatialdiff.domains import Grid
-from spatialdiff.fitting.likelihoods import Likelihood, NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
+from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.replicates import Replicates
 from spatialdiff.fitting.validity import keep_valid
 from spatialdiff.kernels.base import DimensionError
 
@@ -69,7 +69,7 @@ class _Objective:
 
     def __init__(self, likelihood: Likelihood) -> None:
         self.likelihood = likelihood
-        self.scale = 1.0 / likelihood.data.observations
+        self.scale = 1.0 / likelihood.data.n_values
         self.evaluations = 0
         self.singular = 0
 
@@ -95,7 +95,7 @@ class _Objective:
         return -value * self.scale, -slope.numpy() * self.scale
 
 
-def set_bounds(model: KernelParameters, data: Replicates) -> None:
+def set_bounds(model: KernelParameters, data: Observations) -> None:
     """Narrow each free parameter to what a grid and its data can tell anything about; bounds given are kept.
 
     - length scales: a twentieth of the spacing to a hundred times the extent, or to the shortest period where
@@ -121,7 +121,7 @@ def set_bounds(model: KernelParameters, data: Replicates) -> None:
         p.lower, p.upper = max(p.lower, low), min(p.upper, high)
 
 
-def starting_points(model: KernelParameters, data: Replicates, number: int) -> list[Tensor]:
+def starting_points(model: KernelParameters, data: Observations, number: int) -> list[Tensor]:
     """``number`` starts: length scales from the data's correlation length times 1, 1/4, 4, 1/16, ..., then
     the kernel's own values.
 
@@ -152,7 +152,7 @@ def starting_points(model: KernelParameters, data: Replicates, number: int) -> l
     return starts + own if number > 1 else starts
 
 
-def correlation_lengths(data: Replicates) -> list[float]:
+def correlation_lengths(data: Observations) -> list[float]:
     """Distance along each axis at which the data's correlation falls to 1/e, at least half a spacing, at most
     the extent."""
     grid = data.grid

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from spatialdiff.covariance.grids.lattice import torus_eigenvalues
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid
-from spatialdiff.fitting.spectra import full_spectrum
+from spatialdiff.fitting.likelihoods.spectra import full_spectrum
 
 VARIANCES = ("variance", "outputscale")
 

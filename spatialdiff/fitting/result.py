@@ -21,7 +21,7 @@ from torch import Tensor
 from spatialdiff.covariance import CosineCovariance, Covariance, TorusCovariance, covariance
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.kernel_state import kernel_from_state, kernel_state
-from spatialdiff.fitting.smoothing import SpectrumBins
+from spatialdiff.fitting.nonparametric.smoothing import SpectrumBins
 
 STATE_VERSION = 2
 

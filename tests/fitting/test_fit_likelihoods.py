@@ -11,11 +11,9 @@ import torch
 
 from spatialdiff.covariance import DenseCovariance, TorusCovariance
 from spatialdiff.domains import Grid
-from spatialdiff.fitting.dense import DenseLikelihood
-from spatialdiff.fitting.likelihoods import NotPositiveDefiniteError, SpectralLikelihood
-from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.replicates import replicates
-from spatialdiff.fitting.spectra import (
+from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.dense import DenseLikelihood
+from spatialdiff.fitting.likelihoods.spectra import (
     axis_tapers,
     cosine_taper,
     expected_weights,
@@ -23,6 +21,9 @@ from spatialdiff.fitting.spectra import (
     periodogram,
     spectral_density,
 )
+from spatialdiff.fitting.likelihoods.whittle import SpectralLikelihood
+from spatialdiff.fitting.observations import observe
+from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
 
 GRIDS = [
@@ -58,7 +59,7 @@ def normal(grid, mean, k=None):
 def test_dense_likelihood_is_the_multivariate_normal(grid, number, channels):
     x = fields(grid, number, channels)
     model = KernelParameters(kernel())
-    value = DenseLikelihood(model, replicates(x, grid, None))(model.start())
+    value = DenseLikelihood(model, observe(x, grid, None))(model.start())
     expected = normal(grid, 0.0).log_prob(x.flatten(-grid.ndim)).sum()
     torch.testing.assert_close(value.detach(), expected.detach(), rtol=1e-10, atol=1e-8)
 
@@ -67,7 +68,7 @@ def test_dense_likelihood_is_the_multivariate_normal(grid, number, channels):
 def test_constant_mean_is_profiled_by_generalised_least_squares(grid):
     x = fields(grid, 3)
     model = KernelParameters(kernel())
-    likelihood = DenseLikelihood(model, replicates(x, grid, "constant"))
+    likelihood = DenseLikelihood(model, observe(x, grid, "constant"))
     covariance = dense(grid).detach()
     ones = torch.ones(grid.size, dtype=torch.float64)
     weights = torch.linalg.solve(covariance, ones)
@@ -81,7 +82,7 @@ def test_mean_per_site_gives_the_restricted_likelihood_of_the_contrasts():
     grid = Grid((4, 3))
     x = fields(grid, 5)
     model = KernelParameters(kernel())
-    value = DenseLikelihood(model, replicates(x, grid, "field"))(model.start())
+    value = DenseLikelihood(model, observe(x, grid, "field"))(model.start())
     helmert = torch.linalg.qr(torch.cat((torch.ones(5, 1), torch.eye(5)[:, :4]), 1).double())[0][:, 1:]
     contrasts = helmert.T @ x.flatten(1)
     expected = normal(grid, 0.0).log_prob(contrasts).sum()
@@ -93,7 +94,7 @@ def test_torus_likelihood_is_the_dense_one(mean):
     grid = Grid((6, 8), spacing=(1.0, 0.5), periodic=True)
     x = fields(grid, 4, 2)
     model = KernelParameters(kernel())
-    data = replicates(x, grid, mean)
+    data = observe(x, grid, mean)
     torus = SpectralLikelihood(model, data, exact=True)(model.start())
     torch.testing.assert_close(torus, DenseLikelihood(model, data)(model.start()), rtol=1e-10, atol=1e-8)
 
@@ -101,7 +102,7 @@ def test_torus_likelihood_is_the_dense_one(mean):
 @pytest.mark.parametrize("density", ["expected", "lattice"])
 def test_whittle_on_a_torus_is_exact(density):
     grid = Grid((6, 9), periodic=True)
-    data = replicates(fields(grid), grid, None)
+    data = observe(fields(grid), grid, None)
     model = KernelParameters(kernel())
     whittle = SpectralLikelihood(model, data, density=density)(model.start())
     torch.testing.assert_close(whittle, SpectralLikelihood(model, data, exact=True)(model.start()))
@@ -129,7 +130,7 @@ def test_lattice_density_is_the_transform_of_the_covariance_at_all_lags():
     grid = Grid((5, 4), spacing=(1.0, 1.5))
     k = Exponential(lengthscale=1.3, variance=2.0)
     model = KernelParameters(k)
-    density = SpectralLikelihood(model, replicates(fields(grid), grid, None), density="lattice").density_at(
+    density = SpectralLikelihood(model, observe(fields(grid), grid, None), density="lattice").density_at(
         model.start()
     )
     lags = torch.tensor(list(itertools.product(range(-45, 46), range(-31, 32))), dtype=torch.float64)
@@ -143,7 +144,7 @@ def test_lattice_density_is_the_folded_spectral_density():
     grid = Grid((8,), spacing=0.5)
     k = Gaussian(lengthscale=0.8, variance=1.5)
     model = KernelParameters(k + Nugget(0.1))
-    density = SpectralLikelihood(model, replicates(fields(grid), grid, None), density="lattice").density_at(
+    density = SpectralLikelihood(model, observe(fields(grid), grid, None), density="lattice").density_at(
         model.start()
     )
     omega = (
@@ -180,7 +181,7 @@ def likelihoods():
         gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(2.5)) + Nugget(0.1),
     ):
         for grid, mean in ((open_grid, "constant"), (torus, None)):
-            data = replicates(fields(grid), grid, mean)
+            data = observe(fields(grid), grid, mean)
             model = KernelParameters(k)
             yield DenseLikelihood(model, data)
             yield SpectralLikelihood(model, data, exact=grid is torus)
@@ -197,7 +198,7 @@ def test_observed_information_is_the_autograd_hessian(maker):
     from spatialdiff.fitting.optimise import _Objective, observed_information
 
     grid = Grid((5, 6))
-    likelihood = maker(KernelParameters(kernel()), replicates(fields(grid), grid, "constant"))
+    likelihood = maker(KernelParameters(kernel()), observe(fields(grid), grid, "constant"))
     theta = likelihood.model.start()
     objective = _Objective(likelihood)
     information = observed_information(objective, theta, objective.gradient(theta)[1])
@@ -221,7 +222,7 @@ def test_score_covariance_is_the_trace_formula():
     errors."""
     grid = Grid((9, 10))
     model = KernelParameters(kernel())
-    likelihood = SpectralLikelihood(model, replicates(fields(grid, 3), grid, None), taper=0.3)
+    likelihood = SpectralLikelihood(model, observe(fields(grid, 3), grid, None), taper=0.3)
     theta = model.start()
     slopes = torch.autograd.functional.jacobian(likelihood.density_at, theta).movedim(-1, 0)
     density = likelihood.density_at(theta).detach()
@@ -258,7 +259,7 @@ def test_score_covariance_is_the_trace_formula():
 def test_singular_covariances_are_reported_not_repaired():
     grid = Grid((8, 8))
     model = KernelParameters(Gaussian(lengthscale=20.0))
-    data = replicates(fields(grid), grid, None)
+    data = observe(fields(grid), grid, None)
     with pytest.raises(NotPositiveDefiniteError):
         DenseLikelihood(model, data)(model.start())
     with pytest.raises(NotPositiveDefiniteError):

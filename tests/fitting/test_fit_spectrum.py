@@ -10,8 +10,8 @@ import torch
 import spatialdiff as sd
 import spatialdiff.fitting
 from spatialdiff.covariance import CosineBasis, CosineCovariance, FourierBasis, TorusCovariance
-from spatialdiff.fitting.smoothing import bin_index, smooth_radial, smooth_ratio
-from spatialdiff.fitting.spectra import full_spectrum
+from spatialdiff.fitting.likelihoods.spectra import full_spectrum
+from spatialdiff.fitting.nonparametric.smoothing import bin_index, smooth_radial, smooth_ratio
 
 GRID = sd.Grid((32, 40), spacing=0.5)
 PERIODIC = sd.Grid((32, 40), spacing=0.5, periodic=True)

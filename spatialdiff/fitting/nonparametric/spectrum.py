@@ -9,7 +9,7 @@ basis,
 
 The zero mode, which is the domain mean, is estimated by itself, and neither a family nor a neighbour decides
 what share of the variance it gets. Standard errors are those of :math:`\chi^2` with the number of replicates
-as degrees of freedom, :math:`\sqrt{2/\nu}` relative. Replicates that depend on one another (consecutive days,
+as degrees of freedom, :math:`\sqrt{2/\nu}` relative. Fields that depend on one another (consecutive days,
 overlapping patches) are worth fewer than they are, and the errors are then too small.
 """
 
@@ -24,9 +24,9 @@ from torch import Tensor
 from spatialdiff.covariance.basis import Basis, CosineBasis, FourierBasis
 from spatialdiff.covariance.grids.cosine import autocorrelation
 from spatialdiff.domains import Grid
-from spatialdiff.fitting.replicates import Replicates
-from spatialdiff.fitting.smoothing import SpectrumBins, bin_index, smooth_radial, smooth_ratio
-from spatialdiff.fitting.spectra import full_spectrum
+from spatialdiff.fitting.likelihoods.spectra import full_spectrum
+from spatialdiff.fitting.nonparametric.smoothing import SpectrumBins, bin_index, smooth_radial, smooth_ratio
+from spatialdiff.fitting.observations import Observations
 
 BASES = ("cosine", "torus")
 FLOOR = 1e-6
@@ -64,7 +64,7 @@ def make_basis(name: str, grid: Grid) -> Basis:
 
 
 def estimate_spectrum(
-    data: Replicates, basis: Basis, smoothing: float, isotropic: bool, anisotropic_modes: float = 2.0
+    data: Observations, basis: Basis, smoothing: float, isotropic: bool, anisotropic_modes: float = 2.0
 ) -> SpectrumEstimate:
     """Smooth the mean power of each mode; see the module's text and :mod:`.smoothing`.
 
@@ -148,7 +148,7 @@ def _bins(
     relative: Tensor,
     weights: Tensor,
     wavenumbers: Tensor,
-    data: Replicates,
+    data: Observations,
     smoothing: float,
     zero: int,
 ) -> SpectrumBins:
@@ -182,7 +182,7 @@ def _bins(
 
 
 def _moments(
-    spectrum: Tensor, weights: Tensor, data: Replicates, zero: int
+    spectrum: Tensor, weights: Tensor, data: Observations, zero: int
 ) -> tuple[float, float, float, float]:
     """Variance and share of the domain mean, averaged over channels, with standard errors from chi-square of
     each mode."""

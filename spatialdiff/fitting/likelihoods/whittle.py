@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from spatialdiff.domains import Grid
-from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.replicates import Replicates
-from spatialdiff.fitting.spectra import (
+from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.spectra import (
     CovarianceTable,
     axis_tapers,
     embedding_weights,
@@ -34,35 +32,14 @@ from spatialdiff.fitting.spectra import (
     periodogram,
     spectral_density,
 )
+from spatialdiff.fitting.observations import Observations
+from spatialdiff.fitting.parameters import KernelParameters
 
 _MAX_LAGS = 6_000_000
 _PROBES = 32
 
 
-class NotPositiveDefiniteError(RuntimeError):
-    """The covariance is numerically singular at these parameters, or too wide to be summed over the images of
-    the grid."""
-
-
-class Likelihood(Protocol):
-    """A log-likelihood in nats as a differentiable function of the vector of free parameters."""
-
-    model: KernelParameters
-    data: Replicates
-
-    def __call__(self, theta: Tensor) -> Tensor: ...
-
-    def mean_variance(self, theta: Tensor) -> tuple[float, float]:
-        """Model variance of the domain mean, and of a site averaged over the domain."""
-        ...
-
-    def score_covariance(self, theta: Tensor) -> Tensor | None:
-        """Covariance of the gradient under the model, where it is not the information matrix; else
-        ``None``."""
-        ...
-
-
-class SpectralLikelihood:
+class SpectralLikelihood(Likelihood):
     """Likelihood of the Fourier coefficients: exact on a torus (``density="lattice"``, no taper), Whittle's
     elsewhere.
 
@@ -79,7 +56,7 @@ class SpectralLikelihood:
     def __init__(
         self,
         model: KernelParameters,
-        data: Replicates,
+        data: Observations,
         density: str = "expected",
         taper: float = 0.0,
         exact: bool = False,

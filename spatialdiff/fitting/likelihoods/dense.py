@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spatialdiff.fitting.likelihoods import NotPositiveDefiniteError, covariance_table
+from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.spectra import embedding_weights, folded_covariance
+from spatialdiff.fitting.likelihoods.whittle import covariance_table
+from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.replicates import Replicates
-from spatialdiff.fitting.spectra import embedding_weights, folded_covariance
 
 
 def factorise(covariance: Tensor) -> Tensor:
@@ -80,11 +81,11 @@ class _GaussianLogLikelihood(torch.autograd.Function):
         return slope * gradient, None, None, None, None
 
 
-class DenseLikelihood:
+class DenseLikelihood(Likelihood):
     """Exact likelihood by Cholesky factorisation; any kernel, any grid (periodic axes by the periodised
     covariance)."""
 
-    def __init__(self, model: KernelParameters, data: Replicates) -> None:
+    def __init__(self, model: KernelParameters, data: Observations) -> None:
         self.model, self.data = model, data
         n = data.grid.size
         flat = data.values.reshape(-1, n)
@@ -139,7 +140,7 @@ class DenseLikelihood:
         return None
 
 
-def _lag_index(data: Replicates) -> Tensor:
+def _lag_index(data: Observations) -> Tensor:
     """Position in the flattened lag table of ``x_i - x_j`` for every pair of sites, shape ``(n, n)``."""
     grid = data.grid
     sites = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), dim=-1)

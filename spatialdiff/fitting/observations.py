@@ -25,7 +25,7 @@ from spatialdiff.domains import Grid
 
 
 @dataclass(frozen=True)
-class Replicates:
+class Observations:
     """Centred replicates: ``values`` of shape ``(N, C, *grid)`` (float64, on the CPU) and the mean that was
     taken off.
 
@@ -60,7 +60,7 @@ class Replicates:
         return self.channels if self.channels > 1 else None
 
     @property
-    def observations(self) -> int:
+    def n_values(self) -> int:
         """Number of values, ``N C n``."""
         return self.values.numel()
 
@@ -79,7 +79,7 @@ class Replicates:
         return self.values.flatten(2).mean(-1)
 
 
-def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replicates:
+def observe(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Observations:
     """Check ``fields``, take their mean off, and say what is left to estimate a covariance from.
 
     Args:
@@ -137,7 +137,7 @@ def replicates(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Replica
         where = f"channel {flat[0]} of the fields is" if has_channels else "the fields are"
         raise ValueError(f"{where} constant about the mean: there is no variation to fit a covariance to")
     resolution = torch.finfo(fields.dtype).eps
-    return Replicates(grid, centred, offset, model, has_channels, count, count_at_zero, resolution)
+    return Observations(grid, centred, offset, model, has_channels, count, count_at_zero, resolution)
 
 
 def _check_fields(fields: Tensor, grid: Grid) -> None:

@@ -1,0 +1,1 @@
+"""Fields given observations: kriging, conditional simulation, filling of missing cells."""

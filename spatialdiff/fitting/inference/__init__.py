@@ -1,0 +1,1 @@
+"""What a fit is worth: intervals, comparison, cross-validation, pictures."""

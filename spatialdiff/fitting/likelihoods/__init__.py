@@ -1,0 +1,1 @@
+"""Log-likelihoods of Gaussian fields as functions of a covariance's parameters."""

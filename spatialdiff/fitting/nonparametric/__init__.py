@@ -1,0 +1,1 @@
+"""Γ from data without a family of kernels."""

@@ -1,0 +1,1 @@
+"""Empirical variograms and the kernels that fit them."""
