@@ -1,17 +1,19 @@
 r"""Replicated fields and their mean: what every likelihood starts from.
 
-Fields :math:`x^{(1)}, \dots, x^{(N)}`, each with ``C`` channels on a grid of ``n`` sites, are written
+Fields :math:`x^{(1)}, \dots, x^{(N)}`, each with ``C`` channels at ``n`` sites, are written
 :math:`x^{(i)} = \mu + e^{(i)}`, :math:`e^{(i)} \sim N(0, \Gamma)` independent. The mean :math:`\mu` is zero,
-known, one number per channel, or one number per channel and site; the last two are removed here by their
-averages, and the number of replicates that are left for the covariance is
+known, a linear model of the sites (:mod:`.mean`), or one number per channel and site; the last two are taken
+off here by least squares, and the number of replicates that are left for the covariance is
 
-=============  ===========================  ===========================
-mean           at the domain mean (k = 0)   everywhere else
-=============  ===========================  ===========================
-none, known    N                            N
-``constant``   N - 1                        N
-``field``      N - 1                        N - 1
-=============  ===========================  ===========================
+==================  ===========================  ===========================
+mean                at the domain mean (k = 0)   everywhere else
+==================  ===========================  ===========================
+none, known         N                            N
+a linear model      N - 1                        N
+``field``           N - 1                        N - 1
+==================  ===========================  ===========================
+
+The linear model's generalised-least-squares coefficients are profiled out by the likelihoods.
 """
 
 from __future__ import annotations
@@ -21,27 +23,64 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, Grid, MaskedGrid, Points
+from spatialdiff.fitting.mean import Design, Mean, is_known, make_design
+
+MISSING = ("raise", "omit")
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Centred replicates: ``values`` of shape ``(N, C, *grid)`` (float64, on the CPU) and the mean that was
-    taken off.
+    """Centred replicates.
 
-    ``mean`` broadcasts to one field of the caller's layout, with or without its channel axis. ``count`` is
-    the number of replicates that carry information on the covariance, ``count_at_zero`` the same for the mean
-    over the domain.
+    Attributes:
+        domain: where values are; where the same sites are missing in all fields it is what is left.
+        given: the caller's domain.
+        values: centred fields ``(N, C, *domain.shape)``, float64, on the CPU, 0 where nothing was observed.
+        observed: bool of the same shape, ``None`` where every site of ``domain`` has a value.
+        mean: what was taken off; broadcasts to one field of the caller's layout and domain.
+        mean_model: "none", "known", "constant", "linear", "covariates", "function" or "field".
+        design: the linear model on the sites of ``domain``, ``given_design`` on those of ``given``.
+        ordinary: its least-squares coefficients, ``(C, q)``.
+        has_channels: whether the caller's fields have a channel axis.
+        count: replicates that carry information on the covariance; ``count_at_zero``: on the domain mean.
+        resolution: relative rounding of the data.
     """
 
-    grid: Grid
+    domain: Domain
+    given: Domain
     values: Tensor
+    observed: Tensor | None
     mean: Tensor
     mean_model: str
+    linear: Design | None
+    given_linear: Design | None
+    ordinary: Tensor | None
     has_channels: bool
     count: int
     count_at_zero: int
     resolution: float
+
+    @property
+    def grid(self) -> Grid:
+        """The domain, where it is a regular grid.
+
+        Raises:
+            TypeError: it is not.
+        """
+        if not isinstance(self.domain, Grid):
+            raise TypeError(f"this needs fields on a whole regular grid, got {self.domain}")
+        return self.domain
+
+    @property
+    def design(self) -> Tensor | None:
+        """Columns of the linear model of the mean, ``(n, q)``, orthonormal up to ``√n`` on ``given``."""
+        return None if self.linear is None else self.linear.columns
+
+    @property
+    def design_names(self) -> tuple[str, ...]:
+        """Names of the coefficients that are reported."""
+        return () if self.linear is None else self.linear.names
 
     @property
     def total(self) -> int:
@@ -61,115 +100,237 @@ class Observations:
 
     @property
     def n_values(self) -> int:
-        """Number of values, ``N C n``."""
-        return self.values.numel()
+        """Number of observed values, ``N C n`` where none is missing."""
+        if self.observed is not None:
+            return int(self.domain.flatten(self.observed).sum())
+        return self.total * self.channels * self.flat().shape[-1]
 
     @property
     def mean_parameters(self) -> int:
         """Number of mean parameters that were estimated and count in AIC and BIC."""
-        return self.channels if self.mean_model == "constant" else 0
+        return 0 if self.linear is None else self.linear.number * self.channels
+
+    def flat(self) -> Tensor:
+        """Centred values at ``domain.sites()``, ``(N, C, n)``."""
+        return self.domain.flatten(self.values)
+
+    def flat_observed(self) -> Tensor | None:
+        """``observed`` at ``domain.sites()``, ``(N, C, n)``."""
+        return None if self.observed is None else self.domain.flatten(self.observed)
 
     def variance(self) -> Tensor:
         """Variance of each channel about the mean, averaged over sites, shape ``(C,)``."""
-        axes = [0, *range(2, self.values.ndim)]
-        return self.values.square().mean(dim=axes) * self.total / self.count
+        squares, seen = self.flat().square().sum(dim=(0, 2)), self.flat_observed()
+        number = self.total * self.flat().shape[-1] if seen is None else seen.sum(dim=(0, 2)).double()
+        return squares / number * self.total / self.count
 
     def domain_means(self) -> Tensor:
-        """Mean of each centred field over the domain, shape ``(N, C)``."""
-        return self.values.flatten(2).mean(-1)
+        """Mean of each centred field over its observed sites, shape ``(N, C)``."""
+        seen = self.flat_observed()
+        if seen is None:
+            return self.flat().mean(-1)
+        return self.flat().sum(-1) / seen.sum(-1).clamp(min=1)
+
+    def mean_field(self, added: Tensor | None) -> Tensor:
+        """The mean with ``added`` coefficients ``(C, q)`` of the design on top of the ordinary ones, in the
+        caller's layout."""
+        if added is None or self.given_linear is None:
+            return self.mean
+        assert self.ordinary is not None
+        return _field(self.ordinary + added, self.given_linear, self.given, self.has_channels)
+
+    def natural_coefficients(self, added: Tensor | None) -> Tensor | None:
+        """Coefficients ``(C, q)`` of the columns as they were given."""
+        if self.linear is None or self.ordinary is None:
+            return None
+        total = self.ordinary if added is None else self.ordinary + added
+        return total @ self.linear.transform.T
 
 
-def observe(fields: Tensor, grid: Grid, mean: str | Tensor | None) -> Observations:
+def observe(fields: Tensor, domain: Domain, mean: Mean = "constant", missing: str = "raise") -> Observations:
     """Check ``fields``, take their mean off, and say what is left to estimate a covariance from.
 
     Args:
-        fields: ``(N, *grid)`` or ``(N, C, *grid)``.
-        grid: the domain.
-        mean: ``None`` (zero), ``"constant"`` (one number per channel), ``"field"`` (one per channel and site)
-            or a tensor that broadcasts to one field.
+        fields: ``(N, *domain.shape)``, ``(N, C, *domain.shape)``, or one field ``domain.shape``.
+        domain: where the fields are; masked cells are ignored.
+        mean: ``None`` (zero), ``"constant"`` (one number per channel), ``"linear"`` (also in the
+            coordinates), ``"field"`` (one number per channel and site), a tensor that broadcasts to one field
+            (known), covariates ``(*domain.shape, q)``, or a function of coordinates ``(n, d) → (n, q)``.
+        missing: ``"raise"``, or ``"omit"``: NaN is a value that was not observed.
 
     Raises:
         TypeError: for fields that are not a floating-point tensor.
-        ValueError: for a wrong shape, no data, missing values, constant fields, or too few fields for the
-            mean.
+        ValueError: for a wrong shape, no data, missing values, constant fields, too few fields or sites for
+            the mean, or a mean that cannot be told from what was observed.
     """
-    _check_fields(fields, grid)
-    has_channels = fields.ndim == grid.ndim + 2
-    values = fields.detach().to(device="cpu", dtype=torch.float64)
-    values = values if has_channels else values.unsqueeze(1)
+    values = _checked(fields, domain)
+    has_channels = fields.ndim == domain.ndim + 2
+    event = tuple(values.shape[1:]) if has_channels else tuple(domain.shape)
+    known = is_known(mean, domain, event)
+    given, observed = domain, _observed(values, domain, missing)
+    rows = torch.arange(given.flatten(values[0, 0]).shape[-1])
+    if observed is not None:
+        pattern = given.flatten(observed[0, 0])
+        values, domain, observed = _restrict(values, domain, observed)
+        if observed is None:
+            rows = rows[pattern]
     total = values.shape[0]
-    event = tuple(values.shape[1:]) if has_channels else grid.shape
-    count, count_at_zero = total, total
-    if isinstance(mean, Tensor):
-        known = mean.detach().to(device="cpu", dtype=torch.float64)
-        try:
-            torch.broadcast_to(known, event)
-        except RuntimeError:
-            raise ValueError(
-                f"mean has shape {tuple(mean.shape)}, which does not broadcast to one field of shape "
-                f"{tuple(event)}"
-            ) from None
-        offset, model = known, "known"
-        centred = values - (known if has_channels else torch.broadcast_to(known, event))
+    count = count_at_zero = total
+    linear = given_linear = None
+    ordinary = None
+    offset = torch.zeros((), dtype=torch.float64)
+    flat = domain.flatten(values)
+    seen = None if observed is None else domain.flatten(observed)
+    if known:
+        assert isinstance(mean, Tensor)
+        model, offset = "known", mean.detach().to(device="cpu", dtype=torch.float64)
+        full = given.flatten(torch.broadcast_to(offset, event))
+        flat = flat - (full if has_channels else full.unsqueeze(0))[..., rows]
     elif mean is None:
-        offset, model, centred = torch.zeros((), dtype=torch.float64), "none", values.clone()
-    elif mean == "constant":
-        site_axes = [0, *range(2, values.ndim)]
-        estimate = values.mean(dim=site_axes, keepdim=True)[0]
-        offset = estimate if has_channels else estimate.reshape(())
-        model, centred, count_at_zero = "constant", values - estimate, total - 1
-    elif mean == "field":
+        model = "none"
+    elif isinstance(mean, str) and mean == "field":
+        model = "field"
         if total < 2:
             raise ValueError(
                 "mean='field' estimates one mean per site and leaves nothing of a single field: give at "
-                "least two fields, "
-                "or use mean='constant'"
+                "least two fields, or use mean='constant'"
             )
-        estimate = values.mean(dim=0)
-        offset = estimate if has_channels else estimate[0]
-        model, centred, count, count_at_zero = "field", values - estimate, total - 1, total - 1
+        if observed is not None:
+            raise ValueError(
+                "mean='field' with values missing at different sites in different fields leaves each site "
+                "another number of replicates: use mean='constant' or a linear model, or fill them first"
+            )
+        estimate = flat.mean(dim=0)
+        flat, count, count_at_zero = flat - estimate, total - 1, total - 1
+        whole = torch.zeros(len(estimate), given.flatten(fields).shape[-1], dtype=torch.float64)
+        whole[:, rows] = estimate
+        offset = given.unflatten(whole if has_channels else whole[0])
     else:
-        raise ValueError(f"mean must be None, 'constant', 'field' or a tensor, got {mean!r}")
-    scale = values.abs().amax()
-    spread = centred.flatten(2).std(dim=(0, 2), correction=0)
-    flat = [c for c in range(values.shape[1]) if spread[c] <= 1e-12 * scale]
-    if flat:
-        where = f"channel {flat[0]} of the fields is" if has_channels else "the fields are"
-        raise ValueError(f"{where} constant about the mean: there is no variation to fit a covariance to")
+        given_linear = make_design(mean, given)
+        model, linear = given_linear.model, given_linear.at(rows)
+        ordinary = _least_squares(flat, linear, seen)
+        flat = flat - (linear.columns @ ordinary.T).T
+        offset, count_at_zero = _field(ordinary, given_linear, given, has_channels), total - 1
+    if seen is not None:
+        flat = torch.where(seen, flat, 0.0)
+    _check_variation(flat, seen, float(values.abs().amax()), has_channels)
     resolution = torch.finfo(fields.dtype).eps
-    return Observations(grid, centred, offset, model, has_channels, count, count_at_zero, resolution)
+    return Observations(
+        domain=domain,
+        given=given,
+        values=domain.unflatten(flat),
+        observed=observed,
+        mean=offset,
+        mean_model=model,
+        linear=linear,
+        given_linear=given_linear,
+        ordinary=ordinary,
+        has_channels=has_channels,
+        count=count,
+        count_at_zero=count_at_zero,
+        resolution=resolution,
+    )
 
 
-def _check_fields(fields: Tensor, grid: Grid) -> None:
+def _checked(fields: Tensor, domain: Domain) -> Tensor:
+    """Fields ``(N, C, *shape)``, float64 on the CPU, with 0 in masked cells."""
+    if not isinstance(domain, Domain):
+        raise TypeError(f"domain must be a spatialdiff domain such as sd.Grid, got {type(domain).__name__}")
+    shape = tuple(domain.shape)
+    axes = ", ".join(map(str, shape))
     if not isinstance(fields, Tensor):
         raise TypeError(
-            f"fields must be a torch.Tensor of shape (N, *grid) or (N, C, *grid), got {type(fields).__name__}"
+            f"fields must be a torch.Tensor of shape (N, {axes}) or (N, C, {axes}), got "
+            f"{type(fields).__name__}"
         )
     if not fields.is_floating_point():
         raise TypeError(f"fields must be floating point, got {fields.dtype}: convert with .double()")
-    if fields.ndim not in (grid.ndim + 1, grid.ndim + 2) or tuple(fields.shape[-grid.ndim :]) != tuple(
-        grid.shape
-    ):
+    lead = fields.ndim - domain.ndim
+    if lead not in (0, 1, 2) or tuple(fields.shape[lead:]) != shape:
         raise ValueError(
-            f"fields have shape {tuple(fields.shape)}; a grid of shape {tuple(grid.shape)} needs (N, *grid) "
-            "or (N, C, *grid)"
-            + (
-                " (a single field needs a leading axis: fields[None])"
-                if tuple(fields.shape) == tuple(grid.shape)
-                else ""
-            )
+            f"fields have shape {tuple(fields.shape)}; {domain} needs (N, {axes}), (N, C, {axes}), or one "
+            f"field ({axes})"
         )
     if fields.numel() == 0:
         raise ValueError(
             f"fields are empty: shape {tuple(fields.shape)}; at least one field with one channel is needed"
         )
-    missing = ~torch.isfinite(fields)
-    number = int(missing.sum())
-    if number:
-        places = [tuple(int(i) for i in place) for place in missing.nonzero()[:3]]
-        affected = int(missing.flatten(1).any(1).sum())
+    values = fields.detach().to(device="cpu", dtype=torch.float64)
+    values = values[None, None] if lead == 0 else values if lead == 2 else values.unsqueeze(1)
+    if isinstance(domain, MaskedGrid):
+        values = torch.where(domain.valid, values, 0.0)
+    return values
+
+
+def _observed(values: Tensor, domain: Domain, missing: str) -> Tensor | None:
+    """Where there is a value, or ``None`` if everywhere."""
+    if missing not in MISSING:
+        raise ValueError(f"missing must be one of {', '.join(MISSING)}, got {missing!r}")
+    observed = torch.isfinite(values)
+    absent = ~observed
+    number = int(absent.sum())
+    if number == 0:
+        return None
+    places = [tuple(int(i) for i in place) for place in absent.nonzero()[:3]]
+    if missing == "raise":
+        affected = int(absent.flatten(1).any(1).sum())
         raise ValueError(
-            f"fields hold {number} missing or infinite values of {fields.numel()}, in {affected} of "
-            f"{fields.shape[0]} fields, "
-            f"the first at {', '.join(map(str, places))}: drop these fields or fill the values before fitting"
+            f"fields hold {number} missing or infinite values of {values.numel()}, in {affected} of "
+            f"{values.shape[0]} fields, the first at (field, channel, site) "
+            f"{', '.join(map(str, places))}: pass missing='omit' to fit to the others, mask the cells "
+            "(grid.masked), or drop these fields"
         )
+    if bool(torch.isinf(values).any()):
+        raise ValueError("fields hold infinite values; missing='omit' leaves out NaN only: replace them")
+    for channel in range(values.shape[1]):
+        if not bool(observed[:, channel].any()):
+            raise ValueError(f"every value of channel {channel} of the fields is missing")
+    return observed
+
+
+def _restrict(values: Tensor, domain: Domain, observed: Tensor) -> tuple[Tensor, Domain, Tensor | None]:
+    """What is left where the same sites are missing everywhere: a smaller domain and no pattern."""
+    pattern = observed[0, 0]
+    values = torch.where(observed, values, 0.0)
+    if not bool((observed == pattern).all()):
+        return values, domain, observed
+    if isinstance(domain, Grid | MaskedGrid):
+        grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+        valid = pattern & domain.valid if isinstance(domain, MaskedGrid) else pattern
+        return values, grid.masked(valid), None
+    if isinstance(domain, Points):
+        return values[..., pattern], Points(domain.sites()[pattern]), None
+    return values, domain, observed
+
+
+def _least_squares(flat: Tensor, design: Design, seen: Tensor | None) -> Tensor:
+    """Ordinary coefficients ``(C, q)``, all fields together, of what was observed."""
+    columns = design.columns
+    if seen is None:
+        return torch.linalg.lstsq(columns, flat.mean(dim=0).T).solution.T
+    found = []
+    for channel in range(flat.shape[1]):
+        weight = seen[:, channel].sum(dim=0).double()
+        gram = columns.T @ (weight[:, None] * columns)
+        if float(torch.linalg.eigvalsh(gram)[0]) < 1e-10 * float(weight.sum()):
+            raise ValueError(
+                f"the mean with coefficients {', '.join(design.names)} cannot be told from the sites that "
+                f"are observed in channel {channel}: use a simpler mean"
+            )
+        found.append(torch.linalg.solve(gram, columns.T @ flat[:, channel].sum(dim=0)))
+    return torch.stack(found)
+
+
+def _field(coefficients: Tensor, design: Design, domain: Domain, has_channels: bool) -> Tensor:
+    if design.model == "constant":
+        return coefficients.reshape(-1, *(1,) * domain.ndim) if has_channels else coefficients.reshape(())
+    whole = domain.unflatten((design.columns @ coefficients.T).T)
+    return whole if has_channels else whole[0]
+
+
+def _check_variation(flat: Tensor, seen: Tensor | None, scale: float, has_channels: bool) -> None:
+    for channel in range(flat.shape[1]):
+        values = flat[:, channel] if seen is None else flat[:, channel][seen[:, channel]]
+        if float(values.std(correction=0)) <= 1e-12 * scale:
+            where = f"channel {channel} of the fields is" if has_channels else "the fields are"
+            raise ValueError(f"{where} constant about the mean: there is no variation to fit a covariance to")
