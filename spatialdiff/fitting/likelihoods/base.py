@@ -48,7 +48,8 @@ class Likelihood(ABC):
         return None
 
     def coefficient_covariance(self, theta: Tensor) -> Tensor | None:
-        """Covariance ``(q, q)`` of the coefficients of one channel, ``(Xᵀ Γ⁻¹ X)⁻¹/N``."""
+        """Covariance of the coefficients, ``(C, q, q)``, or ``(q, q)`` where it is that of every channel:
+        ``(Xᵀ Γ⁻¹ X)⁻¹/N``."""
         return None
 
     def standard_error(self, theta: Tensor) -> float:

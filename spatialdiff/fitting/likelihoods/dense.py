@@ -1,36 +1,42 @@
 r"""The exact Gaussian log-likelihood of replicated fields by Cholesky factorisation.
 
-With :math:`M` the second-moment matrix of the :math:`N` centred fields, summed over :math:`C` independent
-channels,
+Centred vectors :math:`e_{ic}` (field :math:`i`, channel :math:`c`) that are observed at the same sites
+:math:`g` share a factorisation of :math:`\Gamma_g`. With :math:`M_g = \sum e e^T` over the vectors of a
+group, :math:`A_c = \sum_i X^T\Gamma^{-1}X`, :math:`b_c = \sum_i X^T\Gamma^{-1}e_{ic}`, the likelihood
+profiled over the coefficients :math:`\beta_c = A_c^{-1} b_c` of the mean is
 
 .. math::
-    \ell &= -\tfrac{N}{2}\left[C n\log 2\pi + C\log\det\Gamma + \operatorname{tr}(\Gamma^{-1} M)\right] \\
-    \partial\ell/\partial\Gamma &= -\tfrac{N}{2}\left[C\,\Gamma^{-1} - \Gamma^{-1} M \Gamma^{-1}\right]
+    \ell = -\tfrac12\Big[\sum_{ic} n_{ic}\log 2\pi + \sum_g N_g\log\det\Gamma_g
+           + \sum_g\operatorname{tr}\Gamma_g^{-1}M_g - \sum_c b_c^T A_c^{-1} b_c\Big]
 
-Only a factor :math:`M = QQ^T` of rank :math:`\min(NC, n)` is kept, so a call costs one Cholesky factorisation
-whatever the number of fields. With a constant mean its generalised-least-squares estimate
-:math:`\hat\mu = 1^T\Gamma^{-1}\bar e / 1^T\Gamma^{-1}1` is profiled out:
-:math:`\operatorname{tr}(\Gamma^{-1}M)` loses :math:`(1^T\Gamma^{-1}\bar e)^2 / 1^T\Gamma^{-1}1`, and in the
-derivative :math:`M` is taken about :math:`\hat\mu`. With a mean per site this is the restricted likelihood of
-the :math:`N - 1` contrasts that are free of the mean.
+and the restricted one, that of the contrasts free of the mean (Harville 1974),
 
-Source: Rasmussen & Williams 2006, eq. 2.30, 2.43 and 5.9.
+.. math:: \ell_R = \ell + \tfrac12\sum_c\big[q\log 2\pi - \log\det A_c + \log\det \textstyle\sum_i X^TX\big].
+
+A mean per site leaves the restricted likelihood of :math:`N - 1` contrasts. Only a factor of rank
+:math:`\min(N_g, n)` of :math:`M_g` is kept, so a call costs one factorisation per pattern whatever the number
+of fields.
+
+Sources: Rasmussen & Williams 2006, eq. 2.30, 2.43 and 5.9; Harville 1974, eq. 2.4.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
 from spatialdiff.fitting.likelihoods.spectra import embedding_weights, folded_covariance
 from spatialdiff.fitting.likelihoods.whittle import covariance_table
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
+from spatialdiff.kernels import Coregionalization
 
 
 def factorise(covariance: Tensor) -> Tensor:
@@ -46,106 +52,206 @@ def factorise(covariance: Tensor) -> Tensor:
     return lower
 
 
-class _GaussianLogLikelihood(torch.autograd.Function):
-    """The module's equations; the derivative by hand costs a quarter of differentiating the factorisation."""
+class GaussianTerms(torch.autograd.Function):
+    r"""``(log det Γ, tr Γ⁻¹ F Fᵀ, Eᵀ Γ⁻¹ E)`` of ``Γ``, ``F`` and ``E``, differentiable in Γ.
+
+    The derivative by hand costs a quarter of differentiating the factorisation.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, covariance: Tensor, root: Tensor, site_means: Tensor, count: int, profile: bool
-    ) -> Tensor:
+    def forward(ctx: Any, covariance: Tensor, root: Tensor, extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         factor = factorise(covariance)
-        n, channels = site_means.shape
-        whitened = torch.linalg.solve_triangular(factor, root, upper=False)
-        quadratic = whitened.square().sum()
-        ones = torch.linalg.solve_triangular(factor, torch.ones_like(site_means[:, :1]), upper=False)
-        means = torch.linalg.solve_triangular(factor, site_means, upper=False)
-        mu = (ones * means).sum(dim=0) / ones.square().sum() if profile else torch.zeros_like(means[0])
-        quadratic = quadratic - (mu.square() * ones.square().sum()).sum()
-        ctx.save_for_backward(factor, whitened, ones, means, mu)
-        ctx.count, ctx.channels = count, channels
+        split = root.shape[1]
+        whitened = torch.linalg.solve_triangular(factor, torch.cat((root, extra), dim=1), upper=False)
+        ctx.save_for_backward(factor, whitened)
+        ctx.split = split
         log_det = 2.0 * factor.diagonal().log().sum()
-        value: Tensor = -0.5 * count * (channels * (n * math.log(2.0 * math.pi) + log_det) + quadratic)
-        return value
+        rest = whitened[:, split:]
+        return log_det, whitened[:, :split].square().sum(), rest.T @ rest
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        factor, whitened, ones, means, mu = ctx.saved_tensors
-        back = torch.linalg.solve_triangular(factor.T, torch.cat((whitened, ones, means), dim=1), upper=True)
-        r = whitened.shape[1]
-        root, one, mean = back[:, :r], back[:, r : r + 1], back[:, r + 1 :]
-        # Γ⁻¹ M Γ⁻¹ about the profiled mean
-        cross = one @ (mean @ mu).unsqueeze(0)
-        second = root @ root.T - cross - cross.T + mu.square().sum() * (one @ one.T)
-        gradient = -0.5 * ctx.count * (ctx.channels * torch.cholesky_inverse(factor) - second)
-        return slope * gradient, None, None, None, None
+    def backward(  # type: ignore[override]
+        ctx: Any, of_log_det: Tensor, of_trace: Tensor, of_products: Tensor
+    ) -> tuple[Tensor, None, None]:
+        factor, whitened = ctx.saved_tensors
+        back = torch.linalg.solve_triangular(factor.T, whitened, upper=True)
+        root, extra = back[:, : ctx.split], back[:, ctx.split :]
+        gradient = of_log_det * torch.cholesky_inverse(factor)
+        gradient -= of_trace * (root @ root.T)
+        gradient -= extra @ (0.5 * (of_products + of_products.T)) @ extra.T
+        return gradient, None, None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Vectors with values at the same sites: ``Σ e eᵀ = root rootᵀ``, ``Σ e`` and how many, per channel."""
+
+    rows: Tensor | None
+    size: int
+    number: int
+    root: Tensor
+    sums: Tensor
+    counts: Tensor
 
 
 class DenseLikelihood(Likelihood):
-    """Exact likelihood by Cholesky factorisation; any kernel, any grid (periodic axes by the periodised
-    covariance)."""
+    """Exact likelihood by Cholesky factorisation; any kernel and domain with coordinates (periodic axes by
+    the periodised covariance), any pattern of missing values.
 
-    def __init__(self, model: KernelParameters, data: Observations) -> None:
-        self.model, self.data = model, data
-        n = data.grid.size
-        flat = data.values.reshape(-1, n)
-        self._points = data.grid.coordinates().reshape(n, -1)
-        self.stationary = model.is_stationary(model.start(), self._points)
-        if not self.stationary and any(data.grid.periodic):
+    Args:
+        model: the kernel; a `Coregionalization` is fitted to all channels jointly.
+        data: the fields.
+        restricted: the likelihood of the contrasts that are free of the mean.
+    """
+
+    def __init__(self, model: KernelParameters, data: Observations, restricted: bool = False) -> None:
+        self.model, self.data, self.restricted = model, data, restricted
+        self.joint = isinstance(model.kernel, Coregionalization)
+        self._points = data.domain.sites()
+        domain = data.domain
+        self._table = domain.grid if isinstance(domain, MaskedGrid) else domain
+        self.stationary = (
+            not self.joint
+            and isinstance(domain, Grid | MaskedGrid)
+            and model.is_stationary(model.start(), self._points)
+        )
+        if not self.stationary and any(domain.periodic):
             raise ValueError(
-                "on a grid with a periodic axis the kernel must be stationary: k(x, x') a function of x - x'"
+                "on a grid with a periodic axis the exact likelihood needs a stationary kernel: k(x, x') a "
+                "function of x - x'"
             )
-        if len(flat) > n:
-            values, vectors = torch.linalg.eigh(flat.T @ flat / data.count)
-            self._root = vectors * values.clamp(min=0.0).sqrt()
-        else:
-            self._root = flat.T / math.sqrt(data.count)
-        self._site_means = data.values.mean(dim=0).reshape(data.channels, n).T
-        self._index = _lag_index(data)
+        if self.stationary:
+            self._index = _lag_index(domain)
+        flat, seen = data.flat(), data.flat_observed()
+        design = torch.zeros(flat.shape[-1], 0, dtype=torch.float64) if data.design is None else data.design
+        if self.joint:
+            channels = data.channels
+            flat = flat.flatten(1).unsqueeze(1)
+            seen = None if seen is None else seen.flatten(1).unsqueeze(1)
+            design = torch.block_diag(*[design] * channels)
+        self._design = design
+        self._groups = _groups(flat, seen, data.total - data.count)
 
     def covariance(self, theta: Tensor) -> Tensor:
-        """``Γ(θ)``, shape ``(n, n)``."""
+        """``Γ(θ)`` at the sites, ``(n, n)``; ``(C n, C n)``, channel after channel, of a
+        `Coregionalization`."""
         if not self.stationary:
             return self.model.matrix(theta, self._points)
+        assert isinstance(self._table, Grid)
         table = folded_covariance(
-            covariance_table(self.model, theta, self.data.grid), embedding_weights(self.data.grid)
+            covariance_table(self.model, theta, self._table), embedding_weights(self._table)
         )
         return table.reshape(-1)[self._index]
 
     def __call__(self, theta: Tensor) -> Tensor:
-        data = self.data
-        value: Tensor = _GaussianLogLikelihood.apply(
-            self.covariance(theta), self._root, self._site_means, data.count, data.mean_model == "constant"
-        )
+        value, gram, cross = self._terms(theta)
+        q = self._design.shape[1]
+        if q == 0:
+            return value
+        for channel in range(gram.shape[0]):
+            factor, info = torch.linalg.cholesky_ex(gram[channel])
+            if int(info):
+                raise NotPositiveDefiniteError
+            z = torch.linalg.solve_triangular(factor, cross[channel].unsqueeze(1), upper=False)
+            value = value + 0.5 * z.square().sum()
+            if self.restricted:
+                log_det = 2.0 * factor.diagonal().log().sum()
+                value = value + 0.5 * (q * math.log(2.0 * math.pi) - log_det + self._plain_log_det(channel))
         return value
 
-    def mean(self, theta: Tensor) -> Tensor:
-        """The profiled (generalised least squares) constant mean, added to the average that was taken off."""
-        if self.data.mean_model != "constant":
-            return self.data.mean
+    def _terms(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-likelihood about the ordinary mean, ``A`` ``(C, q, q)`` and ``b`` ``(C, q)``."""
+        full = self.covariance(theta)
+        q, channels = self._design.shape[1], self._groups[0].sums.shape[1]
+        value = torch.zeros((), dtype=torch.float64)
+        gram = torch.zeros(channels, q, q, dtype=torch.float64)
+        cross = torch.zeros(channels, q, dtype=torch.float64)
+        for group in self._groups:
+            rows = group.rows
+            gamma = full if rows is None else full[rows[:, None], rows[None, :]]
+            design = self._design if rows is None else self._design[rows]
+            extra = torch.cat((design, group.sums), dim=1) if q else design
+            log_det, trace, products = GaussianTerms.apply(gamma, group.root, extra)
+            constant = group.size * math.log(2.0 * math.pi)
+            value = value - 0.5 * (group.number * (constant + log_det) + trace)
+            if q:
+                gram = gram + group.counts[:, None, None] * products[:q, :q]
+                cross = cross + products[:q, q:].T
+        return value, gram, cross
+
+    def _plain_log_det(self, channel: int) -> Tensor:
+        total = torch.zeros(self._design.shape[1], self._design.shape[1], dtype=torch.float64)
+        for group in self._groups:
+            design = self._design if group.rows is None else self._design[group.rows]
+            total = total + group.counts[channel] * design.T @ design
+        return torch.logdet(total)
+
+    def coefficients(self, theta: Tensor) -> Tensor | None:
+        if self.data.design is None:
+            return None
         with torch.no_grad():
-            factor = factorise(self.covariance(theta))
-            ones = torch.ones(len(factor), 1, dtype=torch.float64)
-            weights = torch.cholesky_solve(ones, factor)
-        return self.data.mean + ((weights * self._site_means).sum(dim=0) / weights.sum()).reshape(
-            self.data.mean.shape
+            _, gram, cross = self._terms(theta)
+            found: Tensor = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
+        return found.reshape(self.data.channels, -1)
+
+    def coefficient_covariance(self, theta: Tensor) -> Tensor | None:
+        if self.data.design is None:
+            return None
+        with torch.no_grad():
+            inverse = torch.linalg.inv(self._terms(theta)[1])
+        if not self.joint:
+            return inverse
+        q = self.data.design.shape[1]
+        return torch.stack(
+            [inverse[0, c * q : (c + 1) * q, c * q : (c + 1) * q] for c in range(self.data.channels)]
         )
 
     def mean_variance(self, theta: Tensor) -> tuple[float, float]:
         with torch.no_grad():
             covariance = self.covariance(theta)
-        return float(covariance.mean()), float(covariance.diagonal().mean())
+        n = len(self._points)
+        blocks = [covariance[i : i + n, i : i + n] for i in range(0, len(covariance), n)]
+        at_mean = sum(float(block.mean()) for block in blocks) / len(blocks)
+        return at_mean, float(covariance.diagonal().mean())
 
-    def score_covariance(self, theta: Tensor) -> Tensor | None:
-        return None
+
+def _groups(flat: Tensor, seen: Tensor | None, lost: int) -> list[_Group]:
+    """One group per pattern of observed sites; ``lost`` replicates went into a mean per site."""
+    total, channels, n = flat.shape
+    vectors = flat.reshape(total * channels, n)
+    channel = torch.arange(channels).repeat(total)
+    if seen is None:
+        number = (total - lost) * channels
+        return [_group(vectors, channel, channels, None, number)]
+    patterns, inverse = torch.unique(seen.reshape(total * channels, n), dim=0, return_inverse=True)
+    found = []
+    for number, pattern in enumerate(patterns):
+        rows = pattern.nonzero().squeeze(-1)
+        if len(rows):
+            own = inverse == number
+            found.append(_group(vectors[own][:, rows], channel[own], channels, rows, int(own.sum())))
+    return found
 
 
-def _lag_index(data: Observations) -> Tensor:
+def _group(vectors: Tensor, channel: Tensor, channels: int, rows: Tensor | None, number: int) -> _Group:
+    size = vectors.shape[1]
+    if len(vectors) > size:
+        values, axes = torch.linalg.eigh(vectors.T @ vectors)
+        root = axes * values.clamp(min=0.0).sqrt()
+    else:
+        root = vectors.T.contiguous()
+    sums = torch.zeros(channels, size, dtype=torch.float64).index_add_(0, channel, vectors)
+    counts = torch.bincount(channel, minlength=channels).double()
+    return _Group(rows, size, number, root, sums.T.contiguous(), counts)
+
+
+def _lag_index(domain: Grid | MaskedGrid) -> Tensor:
     """Position in the flattened lag table of ``x_i - x_j`` for every pair of sites, shape ``(n, n)``."""
-    grid = data.grid
-    sites = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"), dim=-1)
-    sites = sites.reshape(grid.size, grid.ndim)
-    index = torch.zeros(grid.size, grid.size, dtype=torch.long)
+    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    axes = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij"))
+    sites = domain.flatten(axes).T
+    index = torch.zeros(len(sites), len(sites), dtype=torch.long)
     for axis, (n, periodic) in enumerate(zip(grid.shape, grid.periodic, strict=True)):
         size = n if periodic else 2 * n
         index = index * size + (sites[:, None, axis] - sites[None, :, axis]) % size
