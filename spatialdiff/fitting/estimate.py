@@ -1,114 +1,129 @@
 r"""``sd.fit``: the Gaussian law of a set of fields.
 
-Model: :math:`x^{(i)} \sim N(\mu, \Gamma(\theta))`, independent, one grid. What is maximised: :mod:`.dense`,
-:mod:`.likelihoods`. See :mod:`.nonparametric` for ``method="spectrum"``, :mod:`.diagnostics` for what the
-warnings mean.
+Model: :math:`x^{(i)} \sim N(\mu, \Gamma(\theta))`, independent, on one domain. What is maximised: see
+:mod:`.methods`; :mod:`.nonparametric` for methods without a family, :mod:`.diagnostics` for what the warnings
+mean.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.domains import Grid
+from spatialdiff.domains import Domain, Points
 from spatialdiff.fitting import diagnostics
+from spatialdiff.fitting.checks import looks_like_degrees
 from spatialdiff.fitting.likelihoods.base import Likelihood
-from spatialdiff.fitting.likelihoods.dense import DenseLikelihood
-from spatialdiff.fitting.likelihoods.whittle import SpectralLikelihood
+from spatialdiff.fitting.mean import Mean
+from spatialdiff.fitting.methods import LIKELIHOODS, OPTIONS, STRUCTURES, check_options, choose
 from spatialdiff.fitting.nonparametric.spectrum import estimate_spectrum, make_basis
 from spatialdiff.fitting.observations import Observations, observe
-from spatialdiff.fitting.optimise import maximise, set_bounds, starting_points
+from spatialdiff.fitting.optimise import Optimum, maximise, set_bounds, starting_points
 from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.result import FitResult, MeanShare
+from spatialdiff.fitting.result import FitResult, MeanShare, Search
+from spatialdiff.kernels import Chordal, Coregionalization, Nugget, SphericalKernel
 
-METHODS = ("auto", "exact", "whittle", "spectrum")
-EXACT_SITES = 1600
-DENSE_SITES = 10_000
+NONPARAMETRIC: Mapping[str, tuple[str, ...]] = {"spectrum": ("basis", "smoothing", "isotropic")}
+METHODS = ("auto", *LIKELIHOODS, *STRUCTURES, *NONPARAMETRIC)
+ALL_OPTIONS = {**OPTIONS, **NONPARAMETRIC}
 
 
 def fit(
-    kernel: Kernel | None,
+    kernel: Kernel | Coregionalization | None,
     fields: Tensor,
-    grid: Grid,
+    domain: Domain,
     method: str = "auto",
-    mean: str | Tensor | None = "constant",
+    mean: Mean = "constant",
     *,
     fixed: Iterable[str] | Mapping[str, float] = (),
     bounds: Mapping[str, tuple[float, float]] | None = None,
+    ties: Mapping[str, str] | Iterable[Iterable[str]] = (),
     starts: int = 4,
     max_iterations: int = 200,
-    density: str = "expected",
-    taper: float = 0.0,
-    basis: str | None = None,
-    smoothing: float = 0.15,
-    isotropic: bool = True,
+    missing: str = "raise",
+    restricted: bool = False,
     dtype: torch.dtype = torch.float64,
+    **options: Any,
 ) -> FitResult:
     r"""Fit the covariance of Gaussian fields to replicates of them.
 
-    - ``"exact"``: maximum likelihood; from the eigenvalues on a fully periodic grid, otherwise by Cholesky
-      factorisation in O(n³).
-    - ``"whittle"``: maximum Whittle likelihood in O(n log n), with the expected periodogram (no bias from
-      edges or aliasing).
+    - ``"exact"``: maximum likelihood; from the eigenvalues on a fully periodic grid, through the sparse
+      precision on a mesh or a graph, harmonics on a sphere, Kronecker factors of a separable kernel,
+      otherwise by Cholesky factorisation in O(n³).
+    - ``"whittle"``: maximum Whittle likelihood on a regular grid in O(n log n), with the expected
+      periodogram (no bias from edges or aliasing); missing cells are imputed. Options ``density``
+      ("expected" or "lattice"), ``taper`` (share of each open axis under a cosine bell).
+    - ``"vecchia"``: each site given its nearest neighbours, by Fisher scoring in O(n m³), for scattered
+      points by the million. Options ``neighbors``, ``ordering``, ``engine``.
+    - ``"iterative"``: conjugate gradients and stochastic Lanczos, with a standard error. Options ``probes``,
+      ``tolerance``, ``seed``.
+    - the name of a structure ("kronecker", "spde", "sphere", "graph", "torus", "reflection", "dense"): the
+      exact likelihood through it.
     - ``"spectrum"``: no family; the smoothed radial spectrum of the data in the torus or cosine basis, and
-      ``kernel`` may be ``None``.
-    - ``"auto"``: exact on fully periodic grids and up to 1600 sites, otherwise Whittle.
+      ``kernel`` may be ``None``. Options ``basis``, ``smoothing`` (octaves), ``isotropic``.
+    - ``"auto"``: exact where there is a fast exact way and for few sites, otherwise Whittle on grids and
+      Vecchia elsewhere.
 
-    Channels are taken as independent. One kernel is shared by all of them; with ``"spectrum"`` each has its
-    own spectrum. Computation is in float64 on the CPU.
+    Channels are taken as independent, and one kernel is shared by all of them; a `Coregionalization` is
+    fitted to all channels jointly. Computation is in float64 on the CPU.
 
     Args:
-        kernel: any gpytorch kernel; its present values are one of the starts. It is not modified. Ignored by
-            ``"spectrum"``.
-        fields: ``(N, *grid)`` or ``(N, C, *grid)``.
-        grid: the domain.
+        kernel: any gpytorch kernel, or a `Coregionalization`; its present values are one of the starts. It is
+            not modified. Not used by methods without a family.
+        fields: ``(N, *domain.shape)``, ``(N, C, *domain.shape)``, or one field.
+        domain: where they are.
         method: see above.
-        mean: ``"constant"`` (one number per channel; for ``"exact"`` by generalised least squares),
-            ``"field"`` (one number per channel and site, which leaves N - 1 replicates), ``None`` (zero) or a
-            tensor that broadcasts to one field.
+        mean: ``"constant"`` (one number per channel; by generalised least squares), ``"linear"`` (also in the
+            coordinates), covariates ``(*domain.shape, q)`` or a function of the coordinates ``(n, d) → (n,
+            q)`` (coefficients are estimated; an intercept is added unless they span one), ``"field"`` (one
+            number per channel and site, which leaves N - 1 replicates), ``None`` (zero) or a tensor that
+            broadcasts to one field (known).
         fixed: names of parameters to hold, or names and values; parameters that require no gradient are held
             too.
         bounds: natural-scale bounds by parameter name.
+        ties: names that take the value of another, or groups of names with one value.
         starts: how many starting points; the last is the kernel as given.
         max_iterations: of the optimiser, per start.
-        density: ``"expected"`` or ``"lattice"`` (aliased density of the infinite lattice); Whittle only.
-        taper: share of the sites of each open axis under a cosine bell, 0 to 1; Whittle only.
-        basis: ``"cosine"`` or ``"torus"``, for ``"spectrum"``; by default torus on fully periodic grids, else
-            cosine.
-        smoothing: bandwidth of ``"spectrum"`` in octaves of wavenumber, see
-            :mod:`spatialdiff.fitting.nonparametric.smoothing`.
-        isotropic: whether the spectrum depends on ``|k|`` only.
+        missing: ``"raise"``, or ``"omit"``: NaN is a value that was not observed.
+        restricted: maximise the likelihood of contrasts free of the mean (REML): less biased variances where
+            the mean has several coefficients.
         dtype: of the fitted kernel's parameters and of the mean.
+        options: of the method.
 
     Returns:
         A :class:`FitResult`; ``print`` it.
 
     Raises:
-        ValueError: for a wrong shape, missing values, no or constant data, unknown names, options of another
-            method.
-        TypeError: for fields that are not a floating-point tensor, or a kernel that is not one of gpytorch.
+        ValueError: for a wrong shape, missing values, no or constant data, fewer data than parameters,
+            coinciding sites without a nugget, unknown names, options of another method.
+        TypeError: for fields that are not a floating-point tensor, a kernel that is not one of gpytorch, an
+            unknown option.
         RuntimeError: where no starting point gives a usable covariance.
 
     Warns:
         FitWarning: for a parameter at a bound or not identified, no convergence, a domain mean that the model
-            gets wrong.
+            gets wrong, coordinates that look like degrees.
 
     References:
-        Whittle 1954; Guinness & Fuentes 2017; Sykulski et al. 2019; Zhang 2004 (what is identified).
+        Whittle 1954; Vecchia 1988; Harville 1974; Guinness & Fuentes 2017; Sykulski et al. 2019; Guinness
+        2021; Zhang 2004 (what is identified).
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
-    if not isinstance(grid, Grid):
-        raise TypeError(f"grid must be a spatialdiff.Grid, got {type(grid).__name__}")
-    data = observe(fields, grid, mean)
-    if method == "spectrum":
-        return _fit_spectrum(data, basis, smoothing, isotropic, dtype)
-    if basis is not None:
-        raise ValueError(f"basis={basis!r} is for method='spectrum'; method={method!r} fits a kernel")
+    if isinstance(kernel, list | tuple):
+        raise TypeError(
+            "fit takes one kernel; spatialdiff.fitting.compare fits several and ranks them, and k1 + k2 is "
+            "their sum"
+        )
+    data = observe(fields, domain, mean, missing)
+    if method in NONPARAMETRIC:
+        check_options(method, options, ALL_OPTIONS)
+        return _fit_spectrum(data, dtype, **options)
     if kernel is None:
         raise ValueError(
             "kernel may be None only with method='spectrum'; give a kernel such as Matern(nu=1.5) + "
@@ -116,43 +131,67 @@ def fit(
         )
     if starts < 1:
         raise ValueError(f"starts must be at least 1, got {starts}")
+    if restricted and data.mean_model not in ("constant", "linear", "covariates", "function"):
+        raise ValueError(f"restricted=True needs a mean with coefficients, got mean={mean!r}")
+    check_options(_named(method, options), options, ALL_OPTIONS)
+    _check_sites(kernel, data)
     model = KernelParameters(kernel, fixed, bounds)
     set_bounds(model, data)
-    chosen, reason = _choose(method, data, model, density, taper)
-    torus = all(grid.periodic)
+    chosen = choose(method, model, data, restricted, options)
     points = starting_points(model, data, starts)
     evaluations = 0
-    likelihood: Likelihood
-    if chosen == "whittle":
-        likelihood = SpectralLikelihood(model, data, density=density, taper=taper)
-    elif torus:
-        likelihood = SpectralLikelihood(model, data, exact=True)
-    else:
-        likelihood = DenseLikelihood(model, data)
-        if likelihood.stationary:
-            # many cheap starts, one expensive search
-            rough = maximise(SpectralLikelihood(model, data), points, max_iterations)
-            evaluations, points = rough.evaluations, [rough.theta]
-    optimum = maximise(likelihood, points, max_iterations)
+    if chosen.screen is not None:
+        rough = maximise(chosen.screen, points, max_iterations)
+        evaluations, points = rough.evaluations, [rough.theta]
+    optimum = maximise(chosen.likelihood, points, max_iterations)
+    result = _result(model, data, chosen.likelihood, optimum, evaluations, dtype)
+    result.method, result.reason, result.restricted = chosen.method, chosen.reason, restricted
+    if isinstance(domain, Points) and _planar(kernel) and looks_like_degrees(domain.sites()):
+        result.warn(
+            "the coordinates look like longitudes and latitudes in degrees, but the kernel takes them for a "
+            "plane: project them, or use points on a sphere (coordinates in R³ and kernels.Chordal)"
+        )
+    assert result.search is not None
+    for text in diagnostics.complaints(model, data, optimum, result.search.covariance):
+        result.warn(text)
+    _check_variances(result, data)
+    return result
+
+
+def _named(method: str, options: Mapping[str, Any]) -> str:
+    """The method that options were given for, where ``"auto"`` leaves it open."""
+    if method == "auto" and options:
+        raise ValueError(
+            f"{', '.join(f'{name}=' for name in options)}: an option of a method needs the method named as "
+            "well, instead of 'auto'"
+        )
+    return method
+
+
+def _result(
+    model: KernelParameters,
+    data: Observations,
+    likelihood: Likelihood,
+    optimum: Optimum,
+    evaluations: int,
+    dtype: torch.dtype,
+) -> FitResult:
+    theta = optimum.theta
     covariance = diagnostics.log_covariance(optimum, likelihood)
-    values = model.natural(optimum.theta)
-    errors = dict.fromkeys(values, 0.0)
-    for i, p in enumerate(model.free):
-        variance = float(covariance[i, i])
-        error = math.sqrt(variance) if variance >= 0.0 else math.nan
-        errors[p.name] = error * values[p.name] if p.log else error
-    at_mean, at_site = likelihood.mean_variance(optimum.theta)
+    values = model.natural(theta)
+    at_mean, at_site = likelihood.mean_variance(theta)
     number = len(model.free) + data.mean_parameters
-    fitted_mean = likelihood.mean(optimum.theta) if isinstance(likelihood, DenseLikelihood) else data.mean
-    result = FitResult(
-        method=chosen,
-        reason=reason,
-        grid=grid,
-        channels=data.covariance_channels,
-        mean=fitted_mean.to(dtype),
+    added = likelihood.coefficients(theta)
+    return FitResult(
+        method="",
+        reason="",
+        domain=data.given,
+        channels=None if isinstance(model.kernel, Coregionalization) else data.covariance_channels,
+        mean=data.mean_field(added).to(dtype),
         parameters=values,
-        standard_errors=errors,
+        standard_errors=_standard_errors(model, theta, covariance),
         log_likelihood=optimum.value,
+        log_likelihood_error=likelihood.standard_error(theta),
         aic=2.0 * number - 2.0 * optimum.value,
         bic=number * math.log(data.n_values) - 2.0 * optimum.value,
         converged=optimum.converged,
@@ -160,39 +199,65 @@ def fit(
         n_evaluations=evaluations + optimum.evaluations,
         n_fields=data.total,
         mean_share=diagnostics.mean_share(data, at_mean / at_site),
-        kernel=model.fitted(optimum.theta, dtype),
-        derived=diagnostics.derived_quantities(model, optimum.theta, covariance),
+        kernel=model.fitted(theta, dtype),
+        derived=diagnostics.derived_quantities(model, theta, covariance),
+        coefficients=_coefficients(data, added, likelihood.coefficient_covariance(theta)),
         held=tuple(p.name for p in model.all if not p.free),
+        search=Search(likelihood, optimum, covariance),
     )
-    for text in diagnostics.complaints(model, data, optimum, covariance):
-        result.warn(text)
-    _check_variances(result, data)
-    return result
 
 
-def _choose(
-    method: str, data: Observations, model: KernelParameters, density: str, taper: float
-) -> tuple[str, str]:
-    grid = data.grid
-    torus = all(grid.periodic)
-    whittle = f"{density} periodogram" if density == "expected" else "aliased density of the infinite lattice"
-    if taper:
-        whittle += f", {taper:g} cosine taper"
-    if method == "whittle":
-        return "whittle", whittle
-    if density != "expected" or taper:
-        raise ValueError(f"density= and taper= are options of method='whittle', not of {method!r}")
-    if torus:
-        return "exact", "eigenvalues of the periodic grid"
-    if method == "auto" and grid.size > EXACT_SITES and model.kernel.is_stationary:
-        return "whittle", f"{grid.size} sites are more than {EXACT_SITES}; {whittle}"
-    if grid.size > DENSE_SITES:
+def _standard_errors(model: KernelParameters, theta: Tensor, covariance: Tensor) -> dict[str, float]:
+    values = model.natural(theta)
+    errors = dict.fromkeys(values, 0.0)
+    for i, p in enumerate(model.free):
+        variance = float(covariance[i, i])
+        error = math.sqrt(variance) if variance >= 0.0 else math.nan
+        errors[p.name] = error * values[p.name] if p.log else error
+    return errors
+
+
+def _coefficients(
+    data: Observations, added: Tensor | None, covariance: Tensor | None
+) -> dict[str, tuple[float, float]]:
+    """Coefficients of a linear mean, of the columns as given, with standard errors."""
+    values = data.natural_coefficients(added)
+    if values is None or data.linear is None:
+        return {}
+    channels, q = values.shape
+    errors = torch.full((channels, q), math.nan, dtype=torch.float64)
+    if covariance is not None:
+        transform = data.linear.transform
+        natural = transform @ covariance @ transform.T
+        errors = natural.diagonal(dim1=-2, dim2=-1).clamp(min=0.0).sqrt().expand(channels, q)
+    return {
+        name + (f"[{c}]" if channels > 1 else ""): (float(values[c, i]), float(errors[c, i]))
+        for c in range(channels)
+        for i, name in enumerate(data.design_names)
+    }
+
+
+def _planar(kernel: Kernel | Coregionalization) -> bool:
+    """Whether no part of the kernel lives on a sphere."""
+    return not any(isinstance(part, Chordal | SphericalKernel) for part in kernel.modules())
+
+
+def _check_sites(kernel: Kernel | Coregionalization, data: Observations) -> None:
+    """Raise where sites coincide and nothing tells their values apart."""
+    domain = data.domain
+    if not isinstance(domain, Points):
+        return
+    pairs = domain.duplicates()
+    if len(pairs) == 0:
+        return
+    parts = [part for part in kernel.modules() if isinstance(part, Kernel)]
+    if not any(isinstance(part, Nugget) for part in parts):
+        first, second = pairs[0].tolist()
         raise ValueError(
-            f"the exact likelihood on a grid that is not periodic factorises a dense {grid.size} x "
-            f"{grid.size} matrix; the limit is "
-            f"{DENSE_SITES} sites: use method='whittle'"
+            f"{len(pairs)} of {domain.size} sites repeat an earlier one (such as sites {first} and "
+            f"{second}), so that Γ is singular without a nugget: add a Nugget to the kernel, "
+            "average their values, or keep one of each"
         )
-    return "exact", f"Cholesky factorisation of {grid.size} sites"
 
 
 def _check_variances(result: FitResult, data: Observations) -> None:
@@ -217,7 +282,11 @@ def _check_variances(result: FitResult, data: Observations) -> None:
 
 
 def _fit_spectrum(
-    data: Observations, basis: str | None, smoothing: float, isotropic: bool, dtype: torch.dtype
+    data: Observations,
+    dtype: torch.dtype,
+    basis: str | None = None,
+    smoothing: float = 0.15,
+    isotropic: bool = True,
 ) -> FitResult:
     grid = data.grid
     chosen = basis or ("torus" if all(grid.periodic) else "cosine")
@@ -228,7 +297,7 @@ def _fit_spectrum(
     result = FitResult(
         method="spectrum",
         reason=f"{chosen} basis, {shape}, smoothed over {smoothing:g} octaves",
-        grid=grid,
+        domain=grid,
         channels=data.covariance_channels,
         mean=data.mean.to(dtype),
         parameters={"variance": estimate.variance, "mean_share": estimate.share},

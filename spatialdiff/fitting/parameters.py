@@ -207,7 +207,7 @@ class KernelParameters:
         gradients."""
         kernel = copy.deepcopy(self.kernel)
         with torch.no_grad():
-            for path, raw in self._raw_values(theta).items():
+            for path, raw in self.raw_values(theta).items():
                 kernel.get_parameter(path).copy_(raw)
         fitted: Kernel = kernel.to(dtype).requires_grad_(False)
         return fitted
@@ -220,11 +220,12 @@ class KernelParameters:
     def _call(
         self, theta: Tensor, where: Tensor | Sequence[Tensor] | None, grid: Grid | None
     ) -> Tensor | None:
-        raw = {f"kernel.{path}": value for path, value in self._raw_values(theta).items()}
+        raw = {f"kernel.{path}": value for path, value in self.raw_values(theta).items()}
         value: Tensor | None = torch.func.functional_call(self._evaluator, raw, (where, grid))
         return value
 
-    def _raw_values(self, theta: Tensor) -> dict[str, Tensor]:
+    def raw_values(self, theta: Tensor) -> dict[str, Tensor]:
+        """Raw parameters by path in the kernel, differentiable in ``theta``."""
         entries: dict[str, list[Tensor]] = {}
         position = 0
         for p in self.all:

@@ -13,22 +13,37 @@ import math
 import warnings as python_warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.covariance import CosineCovariance, Covariance, TorusCovariance, covariance
-from spatialdiff.domains import Grid
+from spatialdiff.covariance import Covariance, covariance
+from spatialdiff.domains import Domain, Grid
+from spatialdiff.domains.state import domain_from_state, domain_state
 from spatialdiff.fitting.kernel_state import kernel_from_state, kernel_state
 from spatialdiff.fitting.nonparametric.smoothing import SpectrumBins
 
-STATE_VERSION = 2
+if TYPE_CHECKING:
+    from spatialdiff.fitting.likelihoods.base import Likelihood
+    from spatialdiff.fitting.optimise import Optimum
+
+STATE_VERSION = 3
 
 
 class FitWarning(UserWarning):
     """A fit that should not be trusted as it is: a bound reached, a parameter not identified, a variance in
     the wrong place."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The likelihood that was maximised, where its maximum is, and the covariance of the estimates there (of
+    logarithms of positive parameters)."""
+
+    likelihood: Likelihood
+    optimum: Optimum
+    covariance: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,20 +78,23 @@ class FitResult:
     """The fitted law of a data set; returned by :func:`spatialdiff.fit`.
 
     Attributes:
-        method: ``"exact"``, ``"whittle"`` or ``"spectrum"``.
-        reason: why this method, and which basis, density or taper.
-        grid: the domain.
+        method: how it was fitted, such as ``"exact"``, ``"whittle"`` or ``"spectrum"``.
+        reason: why this method, and which structure, basis, density or taper.
+        domain: where the fields are.
         channels: ``None``, or the number of independent channels.
         kernel: the fitted kernel (no gradients), ``None`` for ``"spectrum"``.
         spectrum: the fitted eigenvalues ``(*modes)`` or ``(C, *modes)``, ``None`` for a kernel.
         basis: ``"cosine"`` or ``"torus"`` of ``spectrum``.
         mean: broadcasts to one field.
+        coefficients: coefficients of a linear mean with standard errors, by name.
         parameters: natural values by name, held ones included.
         standard_errors: by name, natural scale; 0 for held parameters, NaN where none can be given.
         derived: derived quantities with standard errors: effective range, micro-ergodic parameter, mean
             share, ...
         log_likelihood, aic, bic: in nats; Whittle's where ``method="whittle"``, restricted where
-            ``mean="field"``.
+            ``restricted`` or ``mean="field"``; NaN where the method has no likelihood.
+        log_likelihood_error: Monte-Carlo standard error of the log-likelihood, 0 where it is exact.
+        restricted: whether the likelihood is that of contrasts free of the mean.
         converged: whether the optimum is located to a small part of a standard error.
         message, n_evaluations: from the optimiser.
         warnings: the texts of the :class:`FitWarning` s.
@@ -87,7 +105,7 @@ class FitResult:
 
     method: str
     reason: str
-    grid: Grid
+    domain: Domain
     channels: int | None
     mean: Tensor
     parameters: dict[str, float]
@@ -105,8 +123,24 @@ class FitResult:
     basis: str | None = None
     bins: SpectrumBins | None = None
     derived: dict[str, tuple[float, float]] = field(default_factory=dict)
+    coefficients: dict[str, tuple[float, float]] = field(default_factory=dict)
+    restricted: bool = False
+    log_likelihood_error: float = 0.0
     held: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
+    # the likelihood and its maximum, for intervals; not written to files
+    search: Search | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def grid(self) -> Grid:
+        """The domain, where it is a regular grid.
+
+        Raises:
+            TypeError: the fit is to another domain.
+        """
+        if not isinstance(self.domain, Grid):
+            raise TypeError(f"this needs a fit on a whole regular grid; the fit is on {self.domain}")
+        return self.domain
 
     @functools.cached_property
     def covariance(self) -> Covariance:
@@ -117,11 +151,10 @@ class FitResult:
         method="cosine")`` is the one with a fast basis.
         """
         if self.spectrum is not None:
-            family = CosineCovariance if self.basis == "cosine" else TorusCovariance
-            built: Covariance = family.from_spectrum(self.grid, self.spectrum, channels=self.channels)
-            return built
+            assert self.basis is not None
+            return covariance(None, self.domain, self.channels, method=self.basis, spectrum=self.spectrum)
         assert self.kernel is not None
-        return covariance(self.kernel, self.grid, channels=self.channels)
+        return covariance(self.kernel, self.domain, channels=self.channels)
 
     def warn(self, text: str, stacklevel: int = 2) -> None:
         """Store ``text`` among the warnings and emit it as a :class:`FitWarning`."""
@@ -131,23 +164,26 @@ class FitResult:
     def __str__(self) -> str:
         lines = [
             f"Fit by {self.method} ({self.reason})",
-            f"  {self.n_fields} fields on {self.grid}"
+            f"  {self.n_fields} field{'s' * (self.n_fields != 1)} on {self.domain}"
             + (f", {self.channels} independent channels" if self.channels else ""),
         ]
         if self.kernel is not None:
             lines.append(f"  kernel {_describe(self.kernel)}")
         rows = [(name, value, self.standard_errors[name]) for name, value in self.parameters.items()]
+        rows += [(f"mean {name}", value, error) for name, (value, error) in self.coefficients.items()]
         rows += [(name, value, error) for name, (value, error) in self.derived.items()]
         width = max([len(row[0]) for row in rows] + [9])
         lines += ["", f"  {'parameter':<{width}}  {'estimate':>11}  {'std. error':>11}"]
         for position, (name, value, error) in enumerate(rows):
-            if position == len(self.parameters) and self.parameters:
+            if position == len(self.parameters) + len(self.coefficients) and position:
                 lines.append(f"  {'-' * width}  {'-' * 11}  {'-' * 11}")
             shown = "held" if name in self.held else ("-" if math.isnan(error) else f"{error:.4g}")
             lines.append(f"  {name:<{width}}  {value:>11.5g}  {shown:>11}")
         lines += [
             "",
-            f"  log-likelihood {self.log_likelihood:.6g}   AIC {self.aic:.6g}   BIC {self.bic:.6g}",
+            f"  {'restricted ' * self.restricted}log-likelihood {self.log_likelihood:.6g}"
+            + (f" ± {self.log_likelihood_error:.2g}" if self.log_likelihood_error else "")
+            + f"   AIC {self.aic:.6g}   BIC {self.bic:.6g}",
             f"  {'converged' if self.converged else 'NOT converged'} after {self.n_evaluations} "
             f"evaluations: {self.message}",
             "  share of variance in the domain mean: " + _share_text(self.mean_share),
@@ -166,18 +202,16 @@ class FitResult:
         (``torch.load(weights_only=True)``)."""
         state: dict[str, Any] = {"state_version": STATE_VERSION}
         for entry in dataclasses.fields(self):
+            if entry.name == "search":
+                continue
             value = getattr(self, entry.name)
-            if entry.name == "grid":
-                value = {
-                    "shape": list(value.shape),
-                    "spacing": list(value.spacing),
-                    "periodic": list(value.periodic),
-                }
+            if entry.name == "domain":
+                value = domain_state(value)
             elif entry.name in ("mean_share", "bins") and value is not None:
                 value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             elif entry.name == "kernel" and value is not None:
                 value = kernel_state(value)
-            elif entry.name == "derived":
+            elif entry.name in ("derived", "coefficients"):
                 value = {name: list(pair) for name, pair in value.items()}
             elif entry.name == "held":
                 value = list(value)
@@ -201,18 +235,17 @@ class FitResult:
                 f"this is not a fit saved by version {STATE_VERSION}: state_version is "
                 f"{state.get('state_version')!r}"
             )
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in state]
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "search"]
+        missing = [name for name in names if name not in state]
         if missing:
             raise ValueError(f"the saved fit lacks {', '.join(missing)}")
-        values = {f.name: state[f.name] for f in dataclasses.fields(cls)}
-        grid = values["grid"]
-        values["grid"] = Grid(
-            tuple(grid["shape"]), spacing=tuple(grid["spacing"]), periodic=tuple(grid["periodic"])
-        )
+        values = {name: state[name] for name in names}
+        values["domain"] = domain_from_state(values["domain"])
         values["mean_share"] = MeanShare(**values["mean_share"])
         values["bins"] = None if values["bins"] is None else SpectrumBins(**values["bins"])
         values["kernel"] = None if values["kernel"] is None else kernel_from_state(values["kernel"], kernel)
-        values["derived"] = {name: (float(a), float(b)) for name, (a, b) in values["derived"].items()}
+        for name in ("derived", "coefficients"):
+            values[name] = {key: (float(a), float(b)) for key, (a, b) in values[name].items()}
         values["held"] = tuple(values["held"])
         values["warnings"] = list(values["warnings"])
         return cls(**values)

@@ -378,30 +378,34 @@ def test_a_kernel_smoother_than_the_rounding_of_the_data_says_what_to_do():
         ({"fields": torch.zeros(0, 18, 20)}, ValueError, "empty"),
         ({"fields": torch.zeros(3, 0, 18, 20)}, ValueError, "empty"),
         ({"fields": torch.zeros(3, 18, 21)}, ValueError, r"\(3, 18, 21\).*\(18, 20\)"),
-        ({"fields": torch.zeros(18, 20)}, ValueError, "leading axis"),
+        ({"fields": torch.zeros(3, 2, 2, 18, 20)}, ValueError, "one field"),
         ({"fields": torch.ones(3, 18, 20)}, ValueError, "constant"),
         ({"fields": torch.zeros(3, 18, 20, dtype=torch.long)}, TypeError, "floating point"),
         ({"fields": [[0.0]]}, TypeError, "torch.Tensor"),
-        ({"method": "magic"}, ValueError, "auto, exact, whittle, spectrum"),
+        ({"method": "magic"}, ValueError, "auto, exact, whittle, vecchia, iterative"),
         ({"kernel": None}, ValueError, "spectrum"),
         ({"kernel": "matern"}, TypeError, "gpytorch"),
-        ({"mean": "linear"}, ValueError, "constant"),
+        ({"mean": "quadratic"}, ValueError, "constant"),
         ({"mean": torch.zeros(3, 3)}, ValueError, "broadcast"),
         ({"fields": torch.arange(360.0).reshape(1, 18, 20), "mean": "field"}, ValueError, "at least two"),
         ({"fixed": ["range"]}, ValueError, "lengthscale, variance, nugget|variance, lengthscale, nugget"),
         ({"fixed": ["lengthscale", "variance", "nugget"]}, ValueError, "left to fit"),
         ({"fixed": {"nugget": -1.0}}, ValueError, "outside its bounds"),
         ({"bounds": {"nugget": (2.0, 1.0)}}, ValueError, "leave nothing"),
-        ({"taper": 0.5}, ValueError, "whittle"),
+        ({"taper": 0.5}, ValueError, "method named"),
+        ({"method": "exact", "taper": 0.5}, ValueError, "method='whittle'"),
         ({"method": "whittle", "taper": 2.0}, ValueError, "between 0 and 1"),
         ({"method": "whittle", "density": "magic"}, ValueError, "expected"),
-        ({"basis": "cosine"}, ValueError, "spectrum"),
+        ({"method": "exact", "basis": "cosine"}, ValueError, "spectrum"),
+        ({"method": "exact", "neighbours": 3}, TypeError, "neighbors"),
+        ({"restricted": True, "mean": None}, ValueError, "coefficients"),
+        ({"restricted": True, "method": "whittle"}, ValueError, "exact"),
         ({"starts": 0}, ValueError, "at least 1"),
-        ({"grid": (18, 20)}, TypeError, "Grid"),
+        ({"domain": (18, 20)}, TypeError, "Grid"),
     ],
 )
 def test_bad_input_is_refused_with_its_reason(change, error, match):
-    arguments = {"kernel": truth(), "fields": torch.randn(3, 18, 20), "grid": OPEN, **change}
+    arguments = {"kernel": truth(), "fields": torch.randn(3, 18, 20), "domain": OPEN, **change}
     with pytest.raises(error, match=match):
         sd.fit(**arguments)
 

@@ -27,9 +27,9 @@ from spatialdiff.fitting.parameters import KernelParameters
 class _Terms(nn.Module):
     """Solves and determinant of Γ as a function of the raw parameters of ``kernel``."""
 
-    def __init__(self, kernel: nn.Module, gamma: Covariance) -> None:
+    def __init__(self, gamma: Covariance) -> None:
         super().__init__()
-        self.kernel, self.gamma = kernel, gamma
+        self.gamma = gamma
 
     def forward(self, fields: Tensor) -> tuple[Tensor, Tensor]:
         return self.gamma.solve(fields), self.gamma.log_det()
@@ -71,7 +71,10 @@ class StructuredLikelihood(Likelihood):
             )
         self.model, self.data, self.restricted, self.method = model, data, restricted, method
         self.gamma = covariance(model.kernel, data.domain, None, method, **options)
-        self._terms = _Terms(model.kernel, self.gamma)
+        self._terms, self._moments = _Terms(self.gamma), _Variance(self.gamma)
+        # one name for each parameter: a module that is swapped under two names is not put back
+        places = {id(value): name for name, value in self._terms.named_parameters()}
+        self._names = {path: places[id(value)] for path, value in model.kernel.named_parameters()}
         domain = data.domain
         flat = data.flat()
         self._size = domain.size
@@ -97,12 +100,16 @@ class StructuredLikelihood(Likelihood):
             return weight
         return None
 
+    def _call(self, terms: nn.Module, theta: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+        raw = {self._names[path]: value for path, value in self.model.raw_values(theta).items()}
+        found: tuple[Tensor, Tensor] = torch.func.functional_call(terms, raw, (fields,), tie_weights=False)
+        return found
+
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``Σ eᵀΓ⁻¹e``, ``A`` ``(q, q)``, ``b`` ``(C, q)`` and ``log det Γ``."""
-        raw = {f"kernel.{path}": value for path, value in self.model.raw_values(theta).items()}
         vectors, columns, _ = self._split
         try:
-            solved, log_det = torch.func.functional_call(self._terms, raw, (self._fields,))
+            solved, log_det = self._call(self._terms, theta, self._fields)
         except (ValueError, RuntimeError) as error:
             if "positive definite" in str(error) or "singular" in str(error) or "cholesky" in str(error):
                 raise NotPositiveDefiniteError from error
@@ -154,13 +161,11 @@ class StructuredLikelihood(Likelihood):
         return found
 
     def mean_variance(self, theta: Tensor) -> tuple[float, float]:
-        raw = {f"kernel.{path}": value for path, value in self.model.raw_values(theta).items()}
         weight = (
             torch.ones(self.data.domain.shape, dtype=torch.float64) if self._weight is None else self._weight
         )
         weight = self.data.domain.unflatten(self.data.domain.flatten(weight))
         weight = weight / weight.sum()
         with torch.no_grad():
-            terms = _Variance(self.model.kernel, self.gamma)
-            product, variance = torch.func.functional_call(terms, raw, (weight,))
+            product, variance = self._call(self._moments, theta, weight)
         return float((weight * product).sum()), float((weight * variance).sum())
