@@ -27,9 +27,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from gpytorch.kernels import Kernel
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spatialdiff.covariance.points.conditionals import as_isotropic
+from spatialdiff.covariance.points.isotropic_matrix import isotropic_matrix
+from spatialdiff.covariance.points.triangular import choose_engine
 from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
 from spatialdiff.fitting.likelihoods.spectra import embedding_weights, folded_covariance
@@ -83,6 +87,23 @@ class GaussianTerms(torch.autograd.Function):
         return gradient, None, None
 
 
+class _ClosedMatrix(nn.Module):
+    """Γ of a kernel that is an isotropic closed form, compiled."""
+
+    def __init__(self, kernel: nn.Module) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def exists(self, sites: Tensor) -> bool:
+        """Whether the kernel is one."""
+        return isinstance(self.kernel, Kernel) and as_isotropic(self.kernel, sites.shape[1]) is not None
+
+    def forward(self, sites: Tensor) -> Tensor:
+        closed = as_isotropic(self.kernel, sites.shape[1])
+        assert closed is not None
+        return isotropic_matrix(closed, sites)
+
+
 @dataclass(frozen=True)
 class _Group:
     """Vectors with values at the same sites: ``Σ e eᵀ = root rootᵀ``, ``Σ e`` and how many, per channel."""
@@ -123,6 +144,11 @@ class DenseLikelihood(Likelihood):
             )
         if self.stationary:
             self._index = _lag_index(domain)
+        self._closed = _ClosedMatrix(model.kernel)
+        # all sites have their own nugget, also where they coincide
+        self._compiled = (
+            not self.joint and choose_engine("auto") == "numba" and self._closed.exists(self._points)
+        )
         flat, seen = data.flat(), data.flat_observed()
         design = torch.zeros(flat.shape[-1], 0, dtype=torch.float64) if data.design is None else data.design
         if self.joint:
@@ -137,12 +163,17 @@ class DenseLikelihood(Likelihood):
         """``Γ(θ)`` at the sites, ``(n, n)``; ``(C n, C n)``, channel after channel, of a
         `Coregionalization`."""
         if not self.stationary:
-            return self.model.matrix(theta, self._points)
+            return self._fast(theta) if self._compiled else self.model.matrix(theta, self._points)
         assert isinstance(self._table, Grid)
         table = folded_covariance(
             covariance_table(self.model, theta, self._table), embedding_weights(self._table)
         )
         return table.reshape(-1)[self._index]
+
+    def _fast(self, theta: Tensor) -> Tensor:
+        raw = {f"kernel.{path}": value for path, value in self.model.raw_values(theta).items()}
+        matrix: Tensor = torch.func.functional_call(self._closed, raw, (self._points,))
+        return matrix
 
     def __call__(self, theta: Tensor) -> Tensor:
         value, gram, cross = self._terms(theta)
