@@ -114,8 +114,8 @@ class StructuredLikelihood(Likelihood):
             if "positive definite" in str(error) or "singular" in str(error) or "cholesky" in str(error):
                 raise NotPositiveDefiniteError from error
             raise
-        fields = self._fields if self._weight is None else self._fields * self._weight
-        left, right = (self.data.domain.flatten(x) for x in (fields, solved))
+        # a pole's value is written along its row, and its share of Γ⁻¹x is spread over it
+        left, right = (self.data.domain.flatten(x) for x in (self._fields, solved))
         trace = (left[:vectors] * right[:vectors]).sum()
         design = left[vectors : vectors + columns]
         gram = design @ right[vectors : vectors + columns].T
