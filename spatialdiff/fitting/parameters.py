@@ -4,6 +4,7 @@ Any gpytorch kernel stores raw parameters and maps them by constraints to natura
 maximised in :math:`\theta = \log(\text{natural})` where the constraint keeps the parameter positive, and in
 the natural value otherwise, so that the scale of the units drops out and standard errors of positive
 parameters are relative ones (delta method: :math:`\mathrm{se}(e^\theta) = e^\theta\,\mathrm{se}(\theta)`).
+What each parameter is called: :mod:`.naming`.
 
 The kernel is evaluated functionally (``torch.func.functional_call``): the caller's kernel is never modified.
 """
@@ -12,9 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 import gpytorch
 import torch
@@ -25,60 +24,12 @@ from spatialdiff.covariance.grids.lattice import torus_eigenvalues
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.likelihoods.spectra import full_spectrum
-
-VARIANCES = ("variance", "outputscale")
-
-
-@dataclass
-class Parameter:
-    """One scalar of a kernel: where it is stored, what it is called, how it is transformed, and its
-    bounds."""
-
-    name: str
-    path: str
-    index: int
-    attribute: str
-    owner: str
-    log: bool
-    start: float
-    lower: float
-    upper: float
-    free: bool = True
-    bounded_by_user: bool = field(default=False, repr=False)
-    valid_from: float = field(default=-math.inf, repr=False)
-
-    @property
-    def is_lengthscale(self) -> bool:
-        """Whether this is a length scale, in the grid's units."""
-        return "lengthscale" in self.attribute
-
-    @property
-    def is_variance(self) -> bool:
-        """Whether this scales a covariance (a nugget included)."""
-        return self.attribute in VARIANCES
-
-    @property
-    def is_nugget(self) -> bool:
-        """Whether this is the variance of a :class:`~spatialdiff.kernels.Nugget`."""
-        return self.is_variance and self.owner == "Nugget"
-
-    @property
-    def theta_bounds(self) -> tuple[float, float]:
-        """The bounds on the scale that is optimised."""
-        lower = -math.inf if self.log and self.lower <= 0.0 else self.to_theta(self.lower)
-        return lower, self.to_theta(self.upper) if math.isfinite(self.upper) else math.inf
-
-    def to_theta(self, natural: float) -> float:
-        """Natural value to the scale that is optimised."""
-        return math.log(natural) if self.log else natural
-
-    def to_natural(self, theta: float) -> float:
-        """The scale that is optimised to the natural value."""
-        return math.exp(theta) if self.log else theta
+from spatialdiff.fitting.naming import Parameter, constraints_of, describe, triangular
+from spatialdiff.kernels import Coregionalization
 
 
 class _Evaluator(nn.Module):
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel | Coregionalization) -> None:
         super().__init__()
         self.kernel = kernel
 
@@ -93,6 +44,9 @@ class _Evaluator(nn.Module):
             if grid is not None:
                 assert where is not None
                 return stationary_at(self.kernel, grid, list(where))[0]
+            if isinstance(self.kernel, Coregionalization):
+                blocks = [torch.kron(b, k(where, where).to_dense()) for b, k in self.kernel.terms]
+                return torch.stack(blocks).sum(0)
             value: Tensor = self.kernel(where, where).to_dense()
         return value
 
@@ -101,46 +55,63 @@ class KernelParameters:
     """A float64 copy of ``kernel`` seen as a function of a vector of its free parameters.
 
     Args:
-        kernel: any gpytorch kernel without batch shape.
+        kernel: any gpytorch kernel without batch shape, or a `Coregionalization`, whose matrices are
+            estimated and whose kernels' own scales are held.
         fixed: names to hold at their present value, or a mapping of names to values to hold them at.
             ``"lengthscale"`` stands for every ``"lengthscale[i]"``. Parameters that do not require a gradient
             are held as well.
         bounds: natural-scale ``(lower, upper)`` by name; they narrow the kernel's own constraints.
+        ties: names that take the value of another (``{"lengthscale[1]": "lengthscale[0]"}``), or groups of
+            names that share the value of the first; ``["lengthscale"]`` is the group of every
+            ``"lengthscale[i]"``.
 
     Raises:
         TypeError: for something that is not a gpytorch kernel.
-        ValueError: for a name that the kernel does not have, a value outside its bounds, or a kernel with
-            nothing left to fit.
+        ValueError: for a name that the kernel does not have, a value outside its bounds, a parameter that is
+            tied twice or to itself, or a kernel with nothing left to fit.
     """
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | Coregionalization,
         fixed: Iterable[str] | Mapping[str, float] = (),
         bounds: Mapping[str, tuple[float, float]] | None = None,
+        ties: Mapping[str, str] | Iterable[Iterable[str]] = (),
     ) -> None:
-        if not isinstance(kernel, Kernel):
+        if not isinstance(kernel, Kernel | Coregionalization):
             raise TypeError(f"kernel must be a gpytorch.kernels.Kernel, got {type(kernel).__name__}")
         if len(kernel.batch_shape):
             raise ValueError(
                 f"kernels with a batch shape cannot be fitted, got batch shape {tuple(kernel.batch_shape)}"
             )
         self.kernel: Kernel = copy.deepcopy(kernel).to(device="cpu", dtype=torch.float64)
+        if isinstance(self.kernel, Coregionalization):
+            with torch.no_grad():
+                for root in self.kernel.roots:
+                    root.copy_(triangular(root))
         self._evaluator = _Evaluator(self.kernel)
-        self._mirrored = reflection_symmetric(self.kernel)
-        self._constraints = {
-            name: constraint for name, _, constraint in self.kernel.named_parameters_and_constraints()
-        }
-        self._raw = {name: value.detach() for name, value in self.kernel.named_parameters()}
-        self.all = _describe(self.kernel, self._constraints)
+        self._mirrored = self._single and reflection_symmetric(self.kernel)
+        self._constraints = constraints_of(self.kernel)
+        self._shapes = {name: value.shape for name, value in self.kernel.named_parameters()}
+        self.all = describe(self.kernel, self._constraints)
         self._hold(fixed)
         self._narrow(bounds or {})
+        self._tie(ties)
         if not self.free:
             raise ValueError(
                 "no parameter of the kernel is left to fit: all are named in fixed= or have "
                 "requires_grad=False "
                 "(kernel.requires_grad_() frees the parameters of an already fitted kernel)"
             )
+
+    @property
+    def _single(self) -> bool:
+        return not isinstance(self.kernel, Coregionalization)
+
+    @property
+    def held(self) -> list[str]:
+        """Names of the parameters that keep their value."""
+        return [p.name for p in self.all if not p.free and p.tied is None]
 
     @property
     def free(self) -> list[Parameter]:
@@ -159,7 +130,19 @@ class KernelParameters:
     def natural(self, theta: Tensor) -> dict[str, float]:
         """Natural values by name, the held ones included."""
         values = iter(theta.tolist())
-        return {p.name: p.to_natural(next(values)) if p.free else p.start for p in self.all}
+        found = {p.name: p.to_natural(next(values)) if p.free else p.start for p in self.all}
+        return {p.name: found[p.tied or p.name] for p in self.all}
+
+    def standard_errors(self, theta: Tensor, covariance: Tensor) -> dict[str, float]:
+        """Standard errors of `natural`, from the covariance ``(p, p)`` of ``theta``; 0 where held, NaN where
+        unknown."""
+        values = self.natural(theta)
+        errors = dict.fromkeys(values, 0.0)
+        for i, p in enumerate(self.free):
+            variance = float(covariance[i, i])
+            error = math.sqrt(variance) if variance >= 0.0 else math.nan
+            errors[p.name] = error * values[p.name] if p.log else error
+        return {p.name: errors[p.tied or p.name] for p in self.all}
 
     def covariance(self, theta: Tensor, grid: Grid, lags: Sequence[Tensor]) -> Tensor:
         """``k(h)`` at whole-number lags, one vector per axis, on their outer grid; differentiable in
@@ -182,13 +165,16 @@ class KernelParameters:
 
     def matrix(self, theta: Tensor, points: Tensor) -> Tensor:
         """``k(x, x')`` for all pairs of ``points`` ``(n, d)``, differentiable in ``theta``; shape ``(n,
-        n)``."""
+        n)``.
+
+        Of a `Coregionalization` of ``C`` channels ``(C n, C n)``, channel after channel: row ``c n + i``.
+        """
         return self._values(theta, points, None)
 
     def torus_density(self, theta: Tensor, grid: Grid) -> Tensor | None:
         """Eigenvalues on a periodic grid, ``(*grid)``, of full relative accuracy; ``None`` where the kernel
         has no closed form."""
-        half = self._call(theta, None, grid)
+        half = self._call(theta, None, grid) if self._single else None
         return None if half is None else full_spectrum(half, grid.shape)
 
     def is_stationary(self, theta: Tensor, points: Tensor) -> bool:
@@ -226,18 +212,21 @@ class KernelParameters:
 
     def raw_values(self, theta: Tensor) -> dict[str, Tensor]:
         """Raw parameters by path in the kernel, differentiable in ``theta``."""
-        entries: dict[str, list[Tensor]] = {}
-        position = 0
+        values: dict[str, Tensor] = {}
+        for position, p in enumerate(self.free):
+            values[p.name] = theta[position].exp() if p.log else theta[position]
+        entries: dict[str, list[tuple[int, Tensor]]] = {}
         for p in self.all:
-            if p.free:
-                value = theta[position].exp() if p.log else theta[position]
-                position += 1
-            else:
+            value = values.get(p.tied or p.name)
+            if value is None:
                 value = torch.tensor(p.start, dtype=torch.float64)
-            entries.setdefault(p.path, []).append(value)
+            entries.setdefault(p.path, []).append((p.index, value))
         raw = {}
-        for path, values in entries.items():
-            natural = torch.stack(values).reshape(self._raw[path].shape)
+        for path, shape in self._shapes.items():
+            # entries above the diagonal of a root are none of the parameters, and 0
+            places, numbers = zip(*entries[path], strict=True)
+            natural = torch.zeros(shape.numel(), dtype=torch.float64)
+            natural = natural.index_copy(0, torch.tensor(places), torch.stack(numbers)).reshape(shape)
             constraint = self._constraints[path]
             raw[path] = natural if constraint is None else constraint.inverse_transform(natural)
         return raw
@@ -275,61 +264,36 @@ class KernelParameters:
                     )
                 p.lower, p.upper, p.bounded_by_user = low, high, True
 
-
-def _describe(kernel: Kernel, constraints: Mapping[str, object]) -> list[Parameter]:
-    found: list[Parameter] = []
-    for path, value in kernel.named_parameters():
-        owner_path, _, raw_name = path.rpartition(".")
-        owner = type(kernel.get_submodule(owner_path)).__name__
-        attribute = raw_name.removeprefix("raw_")
-        constraint = constraints.get(path)
-        lower, upper = -math.inf, math.inf
-        natural = value.detach()
-        if constraint is not None:
-            lower = float(torch.as_tensor(constraint.lower_bound).max())  # type: ignore[attr-defined]
-            upper = float(torch.as_tensor(constraint.upper_bound).min())  # type: ignore[attr-defined]
-            natural = constraint.transform(natural)  # type: ignore[attr-defined]
-        for index, entry in enumerate(natural.reshape(-1).tolist()):
-            found.append(
-                Parameter(
-                    name=f"{attribute}[{index}]" if natural.numel() > 1 else attribute,
-                    path=path,
-                    index=index,
-                    attribute=attribute,
-                    owner=owner,
-                    log=lower >= 0.0,
-                    start=entry,
-                    lower=lower,
-                    upper=upper,
-                    free=value.requires_grad,
-                )
-            )
-    return _readable(found)
-
-
-def _readable(parameters: list[Parameter]) -> list[Parameter]:
-    """Unique names: ``variance``; qualified by the kernel (``matern.variance``), numbered
-    (``matern2.variance``) where needed."""
-
-    def short(p: Parameter) -> str:
-        if p.is_nugget:
-            return p.name.replace(p.attribute, "nugget", 1)
-        return p.name
-
-    owners: dict[str, list[str]] = {}
-    for p in parameters:
-        paths = owners.setdefault(p.owner, [])
-        owner_path = p.path.rpartition(".")[0]
-        if owner_path not in paths:
-            paths.append(owner_path)
-    counts = Counter(short(p) for p in parameters)
-    named = []
-    for p in parameters:
-        name = short(p)
-        if counts[name] > 1:
-            kind = p.owner.removesuffix("Kernel").lower() or p.owner.lower()
-            paths = owners[p.owner]
-            number = str(paths.index(p.path.rpartition(".")[0]) + 1) if len(paths) > 1 else ""
-            name = f"{name}{number}" if p.is_nugget else f"{kind}{number}.{name}"
-        named.append(replace(p, name=name))
-    return named
+    def _tie(self, ties: Mapping[str, str] | Iterable[Iterable[str]]) -> None:
+        if isinstance(ties, Mapping):
+            groups = [[leader, follower] for follower, leader in ties.items()]
+        else:
+            groups = [[group] if isinstance(group, str) else list(group) for group in ties]
+        by_name = {p.name: p for p in self.all}
+        for group in groups:
+            leader, *followers = [p for name in group for p in self._matching(name)]
+            leader = by_name[leader.tied or leader.name]
+            if not followers:
+                raise ValueError(f"a tie needs at least two parameters, got {leader.name} alone")
+            for p in followers:
+                if p is leader or p.tied or any(q.tied == p.name for q in self.all):
+                    raise ValueError(f"{p.name} is tied twice, or to itself: name each parameter once")
+                if not p.free:
+                    raise ValueError(
+                        f"{p.name} is held, and cannot take the value of {leader.name}: tie {leader.name} to "
+                        f"it, or leave {p.name} out of fixed="
+                    )
+                if p.log != leader.log:
+                    raise ValueError(
+                        f"{p.name} and {leader.name} cannot share a value: only one of them has to be positive"
+                    )
+                low, high = max(leader.lower, p.lower), min(leader.upper, p.upper)
+                if leader.free and not low < high:
+                    raise ValueError(f"no value is within the bounds of both {leader.name} and {p.name}")
+                if not leader.free and not p.lower <= leader.start <= p.upper:
+                    raise ValueError(
+                        f"{leader.name} = {leader.start:g} is outside the bounds of {p.name}, which is tied to it"
+                    )
+                leader.lower, leader.upper = low, high
+                leader.bounded_by_user |= p.bounded_by_user
+                p.free, p.tied = False, leader.name
