@@ -23,9 +23,10 @@ from spatialdiff.fitting.mean import Mean
 from spatialdiff.fitting.methods import LIKELIHOODS, OPTIONS, STRUCTURES, check_options, choose
 from spatialdiff.fitting.nonparametric.spectrum import estimate_spectrum, make_basis
 from spatialdiff.fitting.observations import Observations, observe
-from spatialdiff.fitting.optimise import Optimum, maximise, set_bounds, starting_points
+from spatialdiff.fitting.optimise import Optimum, maximise
 from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.fitting.result import FitResult, MeanShare, Search
+from spatialdiff.fitting.starts import set_bounds, starting_points
 from spatialdiff.kernels import Chordal, Coregionalization, Nugget, SphericalKernel
 
 NONPARAMETRIC: Mapping[str, tuple[str, ...]] = {"spectrum": ("basis", "smoothing", "isotropic")}
@@ -135,7 +136,7 @@ def fit(
         raise ValueError(f"restricted=True needs a mean with coefficients, got mean={mean!r}")
     check_options(_named(method, options), options, ALL_OPTIONS)
     _check_sites(kernel, data)
-    model = KernelParameters(kernel, fixed, bounds)
+    model = KernelParameters(kernel, fixed, bounds, ties)
     set_bounds(model, data)
     chosen = choose(method, model, data, restricted, options)
     points = starting_points(model, data, starts)
@@ -189,7 +190,7 @@ def _result(
         channels=None if isinstance(model.kernel, Coregionalization) else data.covariance_channels,
         mean=data.mean_field(added).to(dtype),
         parameters=values,
-        standard_errors=_standard_errors(model, theta, covariance),
+        standard_errors=model.standard_errors(theta, covariance),
         log_likelihood=optimum.value,
         log_likelihood_error=likelihood.standard_error(theta),
         aic=2.0 * number - 2.0 * optimum.value,
@@ -202,19 +203,9 @@ def _result(
         kernel=model.fitted(theta, dtype),
         derived=diagnostics.derived_quantities(model, theta, covariance),
         coefficients=_coefficients(data, added, likelihood.coefficient_covariance(theta)),
-        held=tuple(p.name for p in model.all if not p.free),
+        held=tuple(model.held),
         search=Search(likelihood, optimum, covariance),
     )
-
-
-def _standard_errors(model: KernelParameters, theta: Tensor, covariance: Tensor) -> dict[str, float]:
-    values = model.natural(theta)
-    errors = dict.fromkeys(values, 0.0)
-    for i, p in enumerate(model.free):
-        variance = float(covariance[i, i])
-        error = math.sqrt(variance) if variance >= 0.0 else math.nan
-        errors[p.name] = error * values[p.name] if p.log else error
-    return errors
 
 
 def _coefficients(

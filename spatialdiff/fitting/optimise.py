@@ -21,11 +21,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from spatialdiff.domains import Grid
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
-from spatialdiff.fitting.observations import Observations
-from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.validity import keep_valid
 from spatialdiff.kernels.base import DimensionError
 
 _DECREMENT = 1e-4
@@ -93,84 +89,6 @@ class _Objective:
             self.singular += 1
             return 1e10, np.zeros_like(theta)
         return -value * self.scale, -slope.numpy() * self.scale
-
-
-def set_bounds(model: KernelParameters, data: Observations) -> None:
-    """Narrow each free parameter to what a grid and its data can tell anything about; bounds given are kept.
-
-    - length scales: a twentieth of the spacing to a hundred times the extent, or to the shortest period where
-      images must be summed, since that takes ever longer;
-    - variances: 1e-8 to 1e6 times that of the data;
-    - other positive parameters: a millionth to a million times their start;
-    - all: to where the kernel is positive definite in the dimension of the grid.
-    """
-    grid = data.grid
-    variance = float(data.variance().mean())
-    keep_valid(model, grid.ndim)
-    for p in model.free:
-        if p.bounded_by_user or not p.log:
-            continue
-        if p.is_lengthscale:
-            closed = all(grid.periodic) and model.torus_density(model.start(), grid) is not None
-            periods = [e for e, wraps in zip(grid.extent, grid.periodic, strict=True) if wraps and not closed]
-            low, high = min(grid.spacing) / 20.0, min(periods) if periods else max(grid.extent) * 100.0
-        elif p.is_variance:
-            low, high = variance * 1e-8, variance * 1e6
-        else:
-            low, high = p.start * 1e-6, p.start * 1e6
-        p.lower, p.upper = max(p.lower, low), min(p.upper, high)
-
-
-def starting_points(model: KernelParameters, data: Observations, number: int) -> list[Tensor]:
-    """``number`` starts: length scales from the data's correlation length times 1, 1/4, 4, 1/16, ..., then
-    the kernel's own values.
-
-    Several components get length scales a factor 4 apart. Variances are shared out equally, a tenth to
-    nuggets, and scaled so that ``k(0)`` is the variance of the data.
-    """
-    grid = data.grid
-    ranges = correlation_lengths(data)
-    free = model.free
-    base = model.start()
-    owners = list(dict.fromkeys(p.path for p in free if p.is_lengthscale))
-    variance = float(data.variance().mean())
-    own = [_clip(model, base)]
-    starts = []
-    for k in range(number - 1 if number > 1 else number):
-        factor = 4.0 ** ((k + 1) // 2 * (-1) ** k)
-        theta = base.clone()
-        for i, p in enumerate(free):
-            if p.is_lengthscale:
-                lengths = [r for r in ranges if math.isfinite(r)]
-                typical = math.exp(sum(map(math.log, lengths)) / len(lengths))
-                length = ranges[p.index] if p.name.endswith("]") and p.index < len(ranges) else typical
-                spread = 4.0 ** (owners.index(p.path) - (len(owners) - 1) / 2.0)
-                theta[i] = p.to_theta(min(max(length * factor * spread, p.lower), p.upper))
-            elif p.is_variance:
-                theta[i] = p.to_theta(variance * (0.1 if p.is_nugget and len(free) > 1 else 1.0))
-        starts.append(_clip(model, _match_variance(model, theta, variance, grid)))
-    return starts + own if number > 1 else starts
-
-
-def correlation_lengths(data: Observations) -> list[float]:
-    """Distance along each axis at which the data's correlation falls to 1/e, at least half a spacing, at most
-    the extent."""
-    grid = data.grid
-    lengths = []
-    for axis, (n, h) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
-        values = data.values.movedim(axis + 2, -1)
-        spectrum = torch.fft.rfft(values, 2 * n, dim=-1).abs().square().flatten(0, -2).mean(0)
-        lags = torch.arange(1, n + 1)
-        correlation = torch.fft.irfft(spectrum, 2 * n)[:n] / (n + 1 - lags)
-        correlation = correlation / correlation[0]
-        below = (correlation < math.exp(-1.0)).nonzero()
-        if len(below) == 0 or n == 1:
-            lengths.append(max(grid.extent[axis] / 2.0, h / 2.0))
-            continue
-        first = int(below[0, 0])
-        c0, c1 = float(correlation[first - 1]), float(correlation[first])
-        lengths.append(max(h * (first - 1 + (c0 - math.exp(-1.0)) / (c0 - c1)), h / 2.0))
-    return lengths
 
 
 def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: int = 200) -> Optimum:
@@ -278,28 +196,3 @@ def observed_information(objective: _Objective, theta: Tensor, slope: Tensor) ->
             rows.append(torch.full_like(theta, math.nan))
     hessian = torch.stack(rows)
     return -0.5 * (hessian + hessian.T)
-
-
-def _clip(model: KernelParameters, theta: Tensor) -> Tensor:
-    pairs = [p.theta_bounds for p in model.free]
-    low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
-    return torch.minimum(torch.maximum(theta, low), high)
-
-
-def _match_variance(model: KernelParameters, theta: Tensor, variance: float, grid: Grid) -> Tensor:
-    """Scale all free variances by one factor so that ``k(0)`` is ``variance`` (a product of m variances takes
-    the m-th root)."""
-    mask = torch.tensor([p.is_variance and p.log for p in model.free])
-    if not bool(mask.any()):
-        return theta
-    # the normalised periodisation leaves k(0) as it is, so that an open grid of the same kind will do
-    open_grid = Grid(grid.shape, grid.spacing)
-    origin = [torch.zeros(1, dtype=torch.long)] * grid.ndim
-    with torch.no_grad():
-        doubled = theta + mask * math.log(2.0)
-        at, above = (float(model.covariance(t, open_grid, origin)) for t in (theta, doubled))
-    degree = math.log2(above / at) if at > 0.0 and above > 0.0 else 0.0
-    if degree < 0.1:
-        return theta
-    shift = math.log(variance / at) / degree
-    return theta + mask * shift
