@@ -1,5 +1,5 @@
-r"""A covariance and a low-rank part: ``Γ = Γ_0 + F Fᵀ``, such as a stationary field and the leading patterns of
-data, or a covariance shrunk towards a stationary one.
+r"""A covariance and a low-rank part: ``Γ = Γ_0 + F Fᵀ``, such as one that is shrunk towards a stationary one,
+or a stationary field and the leading patterns of data.
 
 With ``Γ_0 = R Rᵀ``, ``W = R⁻¹F`` and ``G = Fᵀ Γ_0⁻¹ F = WᵀW`` ``(r, r)``,
 
