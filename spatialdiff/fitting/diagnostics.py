@@ -16,12 +16,15 @@ import scipy.special
 import torch
 from torch import Tensor
 
+from spatialdiff.domains import Grid
 from spatialdiff.fitting.likelihoods.base import Likelihood
+from spatialdiff.fitting.naming import Parameter
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.optimise import Optimum
-from spatialdiff.fitting.parameters import KernelParameters, Parameter
+from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.fitting.result import MeanShare
-from spatialdiff.kernels import StationaryKernel
+from spatialdiff.fitting.scales import Scales
+from spatialdiff.fitting.starts import coordinates_of
 
 FLAT = 1e-7
 POOR = 0.5
@@ -72,23 +75,46 @@ def log_covariance(optimum: Optimum, likelihood: Likelihood) -> Tensor:
     return full
 
 
+def check_counts(model: KernelParameters, data: Observations) -> None:
+    """Raise ValueError where there are not more values than parameters of kernel and mean."""
+    mean = data.mean_parameters
+    if data.mean_model == "field":
+        mean = data.n_values // data.total
+    number = len(model.free) + mean
+    if data.n_values <= number:
+        raise ValueError(
+            f"{data.n_values} observed values are too few for {number} parameters ({len(model.free)} of the "
+            f"kernel, {mean} of the mean): hold some with fixed=, tie them with ties=, take a simpler kernel "
+            "or mean, or give more data"
+        )
+
+
 def complaints(
-    model: KernelParameters, data: Observations, optimum: Optimum, covariance: Tensor
+    model: KernelParameters,
+    data: Observations,
+    optimum: Optimum,
+    covariance: Tensor,
+    likelihood: Likelihood | None = None,
 ) -> Iterator[str]:
     """Everything that is wrong with the estimates, one sentence each."""
-    grid = data.grid
+    scales = Scales(data)
     values = model.natural(optimum.theta)
     if not optimum.converged and optimum.hit_singular:
         yield (
             "not converged: the search ran into covariances that are numerically singular, or finer than "
-            "the rounding of the "
-            "data: the kernel is too smooth on its own, add a Nugget"
+            "the rounding of the data: the kernel is too smooth on its own, add a Nugget"
         )
     elif not optimum.converged:
         yield (
             f"not converged: {optimum.message}; a Newton step would still move the estimate by "
             f"{math.sqrt(max(optimum.decrement, 0.0)):.2g} "
             "standard errors: raise max_iterations, or give better start values"
+        )
+    noise = 0.0 if likelihood is None else likelihood.standard_error(optimum.theta)
+    if noise > 1.0:
+        yield (
+            f"the log-likelihood has a Monte-Carlo standard error of {noise:.2g}: differences below "
+            f"{3.0 * noise:.2g} between fits mean nothing; use more probes"
         )
     for i, p in enumerate(model.free):
         value = values[p.name]
@@ -98,18 +124,25 @@ def complaints(
                 f"{p.name} stopped at its {side} bound {bound:.3g}: the data do not determine it"
                 + _bound_hint(p, side)
             )
-        elif p.is_lengthscale and value < min(grid.spacing):
-            yield (
-                f"{p.name} = {value:.3g} is below the grid spacing {min(grid.spacing):.3g}: the grid does "
-                "not resolve it"
-            )
-        elif p.is_lengthscale and value > max(grid.extent):
-            yield (
-                f"{p.name} = {value:.3g} is beyond the domain's extent {max(grid.extent):.3g}: it trades "
-                "off against the variance, "
-                "and only variance/lengthscale^(2 nu) is identified"
-            )
+        elif p.is_lengthscale:
+            yield from _scale_complaints(p, value, scales)
     yield from _identification(model, optimum, covariance, values)
+
+
+def _scale_complaints(p: Parameter, value: float, scales: Scales) -> Iterator[str]:
+    axes = coordinates_of(p, scales.dimension)
+    spacing, extent = (size / p.unit for size in (scales.spacing(axes), scales.extent(axes)))
+    if value < spacing:
+        whole = isinstance(scales.domain, Grid)
+        what = "grid spacing" if whole else "distance between neighbouring sites"
+        who = "grid does" if whole else "sites do"
+        yield f"{p.name} = {value:.3g} is below the {what} {spacing:.3g}: the {who} not resolve it"
+    elif value > extent:
+        yield (
+            f"{p.name} = {value:.3g} is beyond the domain's extent {extent:.3g}: it trades off against the "
+            "variance, and only their micro-ergodic combination, variance/lengthscale^(2 nu) for Matérn, is "
+            "identified"
+        )
 
 
 def _bound_hint(p: Parameter, side: str) -> str:
@@ -160,65 +193,27 @@ def _identification(
             if not math.isnan(float(covariance[i, i]))
             else math.nan
         )
-        relative = error if model.free[i].log else error / max(abs(values[name]), 1e-300)
+        p = model.free[i]
+        if p.kind == "angle":
+            # half of what angles that say nothing have, uniform on a half turn
+            if error > POOR * math.pi / math.sqrt(12.0):
+                yield (
+                    f"{name} = {values[name]:.3g} is poorly identified: its standard error is {error:.2g} "
+                    "radians; the field is hardly anisotropic"
+                )
+            continue
+        relative = error if p.log else error / max(_magnitude(p, model, values), 1e-300)
         if relative > POOR:
+            of = "it" if p.kind != "root" or p.log else "the channel's"
             yield (
-                f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of "
-                "it"
+                f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of {of}"
             )
 
 
-def derived_quantities(
-    model: KernelParameters, theta: Tensor, covariance: Tensor
-) -> dict[str, tuple[float, float]]:
-    r"""Effective ranges (where the correlation is 0.05) and, for Matérn, the micro-ergodic
-    :math:`\sigma^2/\ell^{2\nu}`.
-
-    The latter is what infill determines where ν is known (Zhang 2004, theorem 2). Standard errors follow from
-    those of the logarithms, shape parameters included.
-    """
-    found: dict[str, tuple[float, float]] = {}
-    free = {p.name: i for i, p in enumerate(model.free)}
-    values = model.natural(theta)
-
-    def with_error(value: float, exponents: Mapping[str, float]) -> tuple[float, float]:
-        slope = torch.zeros(len(theta), dtype=torch.float64)
-        for name, exponent in exponents.items():
-            if name in free:
-                slope[free[name]] = exponent
-        used = slope != 0
-        variance = float(slope[used] @ covariance[used][:, used] @ slope[used])
-        return value, value * math.sqrt(variance) if variance >= 0.0 else math.nan
-
-    def range_factor(path: str, at: Tensor) -> float:
-        kernel = model.fitted(at, torch.float64).get_submodule(path)
-        return float((kernel.effective_range / kernel.lengthscale).reshape(-1)[0])
-
-    for path, kernel in model.kernel.named_modules():
-        if not isinstance(kernel, StationaryKernel):
-            continue
-        own = [p for p in model.all if p.path.rpartition(".")[0] == path]
-        for p in (p for p in own if p.is_lengthscale):
-            prefix, _, name = p.name.rpartition(".")
-            prefix = f"{prefix}." if prefix else ""
-            suffix = name.removeprefix("lengthscale")
-            length = values[p.name]
-            factor = range_factor(path, theta)
-            exponents = {p.name: 1.0}
-            for shape in (q.name for q in own if q.free and not (q.is_lengthscale or q.is_variance)):
-                low, high = model.free[free[shape]].theta_bounds
-                below, above = theta.clone(), theta.clone()
-                below[free[shape]] = max(float(theta[free[shape]]) - 1e-4, low)
-                above[free[shape]] = min(float(theta[free[shape]]) + 1e-4, high)
-                change = math.log(range_factor(path, above) / range_factor(path, below))
-                exponents[shape] = change / float(above[free[shape]] - below[free[shape]])
-            found[f"{prefix}effective_range{suffix}"] = with_error(factor * length, exponents)
-            for q in (q for q in own if q.is_variance):
-                nu = getattr(kernel, "nu", None)
-                if not isinstance(nu, float):
-                    continue
-                power = 2.0 * nu
-                label = f"variance/lengthscale{suffix}" + ("" if power == 1.0 else f"^{power:g}")
-                ratio = values[q.name] / length**power
-                found[f"{prefix}{label}"] = with_error(ratio, {q.name: 1.0, p.name: -power})
-    return found
+def _magnitude(p: Parameter, model: KernelParameters, values: Mapping[str, float]) -> float:
+    """What an error is compared with: the value; for a matrix's root, whose entries may be 0, its row."""
+    if p.kind != "root":
+        return abs(values[p.name])
+    row = p.name.partition(",")[0]
+    others = (q.name for q in model.all if q.path == p.path and q.name.partition(",")[0] == row)
+    return math.sqrt(sum(values[name] ** 2 for name in others))

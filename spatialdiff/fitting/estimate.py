@@ -18,6 +18,7 @@ from torch import Tensor
 from spatialdiff.domains import Domain, Points
 from spatialdiff.fitting import diagnostics
 from spatialdiff.fitting.checks import looks_like_degrees
+from spatialdiff.fitting.derived import derived_quantities
 from spatialdiff.fitting.likelihoods.base import Likelihood
 from spatialdiff.fitting.mean import Mean
 from spatialdiff.fitting.methods import LIKELIHOODS, OPTIONS, STRUCTURES, check_options, choose
@@ -137,6 +138,7 @@ def fit(
     check_options(_named(method, options), options, ALL_OPTIONS)
     _check_sites(kernel, data)
     model = KernelParameters(kernel, fixed, bounds, ties)
+    diagnostics.check_counts(model, data)
     set_bounds(model, data)
     chosen = choose(method, model, data, restricted, options)
     points = starting_points(model, data, starts)
@@ -153,7 +155,7 @@ def fit(
             "plane: project them, or use points on a sphere (coordinates in R³ and kernels.Chordal)"
         )
     assert result.search is not None
-    for text in diagnostics.complaints(model, data, optimum, result.search.covariance):
+    for text in diagnostics.complaints(model, data, optimum, result.search.covariance, chosen.likelihood):
         result.warn(text)
     _check_variances(result, data)
     return result
@@ -201,7 +203,7 @@ def _result(
         n_fields=data.total,
         mean_share=diagnostics.mean_share(data, at_mean / at_site),
         kernel=model.fitted(theta, dtype),
-        derived=diagnostics.derived_quantities(model, theta, covariance),
+        derived=derived_quantities(model, theta, covariance, data.domain.dimension),
         coefficients=_coefficients(data, added, likelihood.coefficient_covariance(theta)),
         held=tuple(model.held),
         search=Search(likelihood, optimum, covariance),

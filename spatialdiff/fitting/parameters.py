@@ -285,14 +285,16 @@ class KernelParameters:
                     )
                 if p.log != leader.log:
                     raise ValueError(
-                        f"{p.name} and {leader.name} cannot share a value: only one of them has to be positive"
+                        f"{p.name} and {leader.name} cannot share a value: only one of them has to be "
+                        "positive"
                     )
                 low, high = max(leader.lower, p.lower), min(leader.upper, p.upper)
                 if leader.free and not low < high:
                     raise ValueError(f"no value is within the bounds of both {leader.name} and {p.name}")
                 if not leader.free and not p.lower <= leader.start <= p.upper:
                     raise ValueError(
-                        f"{leader.name} = {leader.start:g} is outside the bounds of {p.name}, which is tied to it"
+                        f"{leader.name} = {leader.start:g} is outside the bounds of {p.name}, which is tied "
+                        "to it"
                     )
                 leader.lower, leader.upper = low, high
                 leader.bounded_by_user |= p.bounded_by_user

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialdiff.domains import Domain, Graph, Grid
+from spatialdiff.domains import Graph, Grid
 from spatialdiff.fitting.observations import Observations
 
 _SITES = 1500
@@ -178,8 +178,3 @@ def _of_graph(data: Observations, graph: Graph) -> tuple[float, float, float]:
         mean = float(products.sum() / both.sum().clamp_min(1))
     correlation = min(max(mean / float(data.variance().mean()), 0.05), 0.99)
     return edge, extent * edge, min(-edge / math.log(correlation), extent * edge / 2.0)
-
-
-def describe_spacing(domain: Domain) -> str:
-    """What `Scales.spacing` is called in a sentence."""
-    return "grid spacing" if isinstance(domain, Grid) else "distance between neighbouring sites"

@@ -97,4 +97,4 @@ def test_effective_range_is_that_of_the_estimate(fields):
     assert abs(relative["lengthscale"] - slope * relative["nu"]) < error / value
     assert error / value < relative["lengthscale"] + slope * relative["nu"]
     assert error / value != pytest.approx(relative["lengthscale"], rel=1e-3)
-    assert set(result.derived) == {"effective_range"}
+    assert set(result.derived) == {"effective_range", "microergodic", "nugget/sill"}
