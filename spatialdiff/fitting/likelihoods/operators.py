@@ -1,0 +1,155 @@
+r"""Products with ``Γ(θ)`` that do not form it, and the derivative of bilinear forms in it.
+
+For vectors :math:`l_s, r_s` at some sites the sum :math:`\sum_s l_s^T\Gamma(\theta)\,r_s` is all that a
+gradient of a Gaussian likelihood needs. Two ways to have it:
+
+- *spectral*: Γ is a part of a circulant matrix with eigenvalues :math:`f_k(\theta)` on a torus of ``m``
+  cells, so that the sum is linear in :math:`f`: with :math:`F` the discrete Fourier transform,
+  :math:`\sum_k f_k(\theta)\,\frac1m\sum_s \operatorname{Re}\overline{(Fl_s)_k}(Fr_s)_k`. The kernel is
+  evaluated once, whatever the number of vectors;
+- *tiles*: any kernel on any sites, by :mod:`spatialdiff.covariance.points.tile_product`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from spatialdiff.covariance.points.tile_product import choose_backend, kernel_product
+from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
+from spatialdiff.fitting.parameters import KernelParameters
+
+
+class BoundOperator(ABC):
+    """``Γ(θ)`` at one θ."""
+
+    @abstractmethod
+    def matmul(self, x: Tensor, rows: Tensor) -> Tensor:
+        """``Γ x`` of values ``(S, n)`` at the sites ``rows`` ``(n,)``, without a graph."""
+
+    @abstractmethod
+    def add(self, left: Tensor, right: Tensor, rows: Tensor, weight: float = 1.0) -> None:
+        """Count ``weight Σ_s l_sᵀ Γ r_s`` in `forms`; vectors ``(S, n)``, taken as constants."""
+
+    @abstractmethod
+    def forms(self) -> Tensor:
+        """What was added up, as a function of θ: right in its derivative only."""
+
+
+class SpectralOperator(BoundOperator):
+    """Γ between cells of a torus.
+
+    Args:
+        density: eigenvalues of the circulant in the layout of ``fftn``, ``(*m)``, differentiable in θ.
+        cells: flat indices in the torus of all sites.
+    """
+
+    def __init__(self, density: Tensor, cells: Tensor) -> None:
+        self.density, self.cells = density, cells
+        self.shape = tuple(density.shape)
+        self._axes = tuple(range(-density.ndim, 0))
+        self._half = density.detach()[..., : self.shape[-1] // 2 + 1].contiguous()
+        self._sum = torch.zeros_like(self._half)
+
+    def spread(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Values ``(S, n)`` at sites on the whole torus, 0 elsewhere."""
+        whole = x.new_zeros(len(x), math.prod(self.shape))
+        return whole.index_copy_(1, self.cells[rows], x).reshape(len(x), *self.shape)
+
+    def everywhere(self, x: Tensor, rows: Tensor) -> Tensor:
+        """``C Pᵀ x``: the product at every cell of the torus, ``(S, *m)``."""
+        spectrum = torch.fft.rfftn(self.spread(x, rows), dim=self._axes) * self._half
+        result: Tensor = torch.fft.irfftn(spectrum, s=self.shape, dim=self._axes)
+        return result
+
+    def matmul(self, x: Tensor, rows: Tensor) -> Tensor:
+        cells = self.cells[rows]
+        # a few fields at a time: the transforms are larger than the fields
+        size = max(1, int(2**24 / math.prod(self.shape)))
+        parts = [self.everywhere(part, rows).flatten(1)[:, cells] for part in x.split(size)]
+        return torch.cat(parts)
+
+    def add(self, left: Tensor, right: Tensor, rows: Tensor, weight: float = 1.0) -> None:
+        for one, other in zip(left, right, strict=True):
+            first = torch.fft.rfftn(self.spread(one[None], rows)[0])
+            same = one is other or one.data_ptr() == other.data_ptr()
+            second = first if same else torch.fft.rfftn(self.spread(other[None], rows)[0])
+            self._sum += weight * (first.real * second.real + first.imag * second.imag)
+
+    def forms(self) -> Tensor:
+        last = self.shape[-1]
+        twice = torch.full((last // 2 + 1,), 2.0, dtype=torch.float64)
+        twice[0] = 1.0
+        if last % 2 == 0:
+            twice[-1] = 1.0
+        half = self.density[..., : last // 2 + 1]
+        return (half * (self._sum * twice)).sum() / math.prod(self.shape)
+
+
+class TileOperator(BoundOperator):
+    """Γ of any kernel between any sites.
+
+    Args:
+        model: the kernel.
+        product: a `KernelProduct` of its kernel.
+        theta: the parameters.
+    """
+
+    def __init__(self, model: KernelParameters, product: KernelProduct, theta: Tensor) -> None:
+        self._product, self.theta = product, theta
+        self._point = theta.detach().clone().requires_grad_()
+        self._names = product.parameter_names(model)
+        self._model = model
+        self._sum = torch.zeros_like(self._point)
+
+    def _call(self, theta: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        raw = {self._names[path]: value for path, value in self._model.raw_values(theta).items()}
+        result: Tensor = torch.func.functional_call(self._product, raw, (x, rows), tie_weights=False)
+        return result
+
+    def matmul(self, x: Tensor, rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._call(self._point.detach(), x, rows)
+
+    def add(self, left: Tensor, right: Tensor, rows: Tensor, weight: float = 1.0) -> None:
+        if not len(left):
+            return
+        with torch.enable_grad():
+            form = (left.detach() * self._call(self._point, right.detach(), rows)).sum()
+        (slope,) = torch.autograd.grad(form, self._point)
+        self._sum += weight * slope
+
+    def forms(self) -> Tensor:
+        return (self.theta * self._sum).sum()
+
+
+class KernelProduct(nn.Module):
+    """``x → K x`` between some of a list of sites ``(n, d)``."""
+
+    def __init__(self, model: KernelParameters, sites: Tensor, backend: str = "auto") -> None:
+        super().__init__()
+        self.kernel = model.kernel
+        self.sites = sites
+        self.backend = choose_backend(backend, model.kernel, sites.shape[-1], sites.device)[0]
+
+    def parameter_names(self, model: KernelParameters) -> dict[str, str]:
+        """Names here of the kernel's parameters: one for each, however often it is shared."""
+        places = {id(value): name for name, value in self.named_parameters()}
+        return {path: places[id(value)] for path, value in model.kernel.named_parameters()}
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return kernel_product(self.kernel, self.sites[rows], x, self.backend)
+
+
+def finite(density: Tensor) -> Tensor:
+    """``density``, or ``NotPositiveDefiniteError`` where it is not finite."""
+    if not bool(torch.isfinite(density.detach()).all()):
+        raise NotPositiveDefiniteError
+    return density
+
+
+Binder = Callable[[Tensor], BoundOperator]
