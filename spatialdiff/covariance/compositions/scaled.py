@@ -83,8 +83,8 @@ class ScaledCovariance(CompositeCovariance):
         return self._scale(self.gamma.solve(self._scale(x, -1)), -1)
 
     def _log_det(self) -> Tensor:
-        std = self.domain.flatten(self.std.double().expand(self.event_shape))
-        return self.gamma.log_det() + 2 * std.log().sum()
+        logs, sites = self.std.double().log().expand(self.event_shape), self._sites()
+        return self.gamma.log_det() + 2 * (logs if sites is None else logs[sites]).sum()
 
     def _log_det_standard_error(self) -> Tensor:
         return self.gamma.log_det_standard_error()
