@@ -64,9 +64,11 @@ class Command:
         self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
     ) -> tuple[ArgumentParser, Namespace]:
         """The parser and the resolved configuration, with `defaults` in place of the command's own."""
+        from spatialdiff.cli.kernels import with_kernels_read
+
         parser = self.parser()
         parser.set_defaults(dict(defaults or {}))
-        return parser, parser.parse_args([_underscored(item) for item in argv])
+        return parser, parser.parse_args(with_kernels_read([_underscored(item) for item in argv]))
 
 
 def _underscored(argument: str) -> str:

@@ -12,7 +12,8 @@ from gpytorch.kernels import Kernel
 
 from spatialdiff.cli.command import Command, arguments, resolved, say
 from spatialdiff.cli.files import Setting, write_fit
-from spatialdiff.cli.objects import basis_of, kernel_config, one_kernel, seeded, with_channel
+from spatialdiff.cli.kernels import kernel_config
+from spatialdiff.cli.objects import basis_of, one_kernel, seeded, with_channel
 from spatialdiff.data import FieldData
 from spatialdiff.fitting import FitResult, FitWarning
 from spatialdiff.fitting import fit as fit_fields
@@ -70,9 +71,10 @@ def fit(
     result = fit_data(data, kernel, method, mean)
     found = out.describe(config, seed)
     write_fit(out, result, setting)
-    fitted = None if result.kernel is None else kernel_config(result.kernel)
-    if fitted is not None:
-        out.write_text("kernel.yaml", yaml.safe_dump({"kernel": fitted}, sort_keys=False))
+    if result.kernel is not None:
+        out.write_text(
+            "kernel.yaml", yaml.safe_dump({"kernel": kernel_config(result.kernel)}, sort_keys=False)
+        )
     rows = [
         {
             "parameter": name,

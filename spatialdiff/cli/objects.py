@@ -1,9 +1,7 @@
-"""Objects that a configuration names, and objects written as configuration: kernels, grids, the law of the
-noise."""
+"""Objects that a configuration names: grids, the law of the noise."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -13,7 +11,7 @@ from gpytorch.kernels import Kernel
 from spatialdiff.covariance import Covariance, covariance, white
 from spatialdiff.domains import Grid
 from spatialdiff.fitting import FitResult
-from spatialdiff.kernels import StationaryKernel, Sum
+from spatialdiff.kernels import Sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,38 +69,6 @@ def diagonal(fit: FitResult, grid: Grid, method: str) -> Covariance:
     if fit.kernel is None or fit.covariance.basis is not None:
         return fit.covariance
     return covariance(fit.kernel, grid, channels=fit.covariance.channels, method=method)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        numbers = value.detach().double().reshape(-1).tolist()
-        return numbers[0] if len(numbers) == 1 else numbers
-    return value
-
-
-_NOT_WRITTEN = ("self", "batch_shape")
-
-
-def kernel_config(kernel: Kernel) -> dict[str, Any] | list[dict[str, Any]] | None:
-    """The kernel as configuration (class path and arguments); None for one that a configuration cannot
-    name."""
-    if isinstance(kernel, Sum):
-        parts = [kernel_config(part) for part in kernel.kernels]
-        return (
-            None
-            if any(not isinstance(part, dict) for part in parts)
-            else [p for p in parts if isinstance(p, dict)]
-        )
-    # the commands fit one set of hyperparameters
-    if not isinstance(kernel, StationaryKernel) or kernel.batch_shape:
-        return None
-    names = [name for name in inspect.signature(type(kernel).__init__).parameters if name not in _NOT_WRITTEN]
-    module = type(kernel).__module__
-    home = "spatialdiff.kernels" if module.startswith("spatialdiff.kernels") else module
-    values = {
-        name: _plain(getattr(kernel, name)) for name in names if getattr(kernel, name, None) is not None
-    }
-    return {"class_path": f"{home}.{type(kernel).__qualname__}", "init_args": values}
 
 
 def grid_config(grid: Grid) -> dict[str, list[Any]]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from spatialdiff.cli import COMMANDS, main
-from spatialdiff.cli.objects import kernel_config
-from spatialdiff.kernels import Matern, Nugget
-from spatialdiff.kernels.catalogue import CATALOGUE
 
 DATA = ["--data.patch", "16"]
 SMALL = [
@@ -100,24 +95,6 @@ def test_a_fit_by_likelihood_writes_a_kernel_that_can_be_simulated(tmp_path, cap
     assert a.shape == b.shape == (3, 1, 12, 20)
     # one kernel, one seed; the fit adds its mean
     np.testing.assert_allclose(b - b.mean(), a - a.mean(), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "kernel",
-    [*(family.example() for family in CATALOGUE), Nugget(0.3), Matern(0.8, [1.0, 2.0], trainable_nu=True)],
-    ids=repr,
-)
-def test_every_family_is_written_as_configuration(kernel):
-    config = yaml.safe_load(yaml.safe_dump(kernel_config(kernel)))
-    module, _, name = config["class_path"].rpartition(".")
-    again = getattr(importlib.import_module(module), name)(**config["init_args"])
-    h = torch.linspace(0, 3, 8, dtype=torch.float64).reshape(4, 2)
-    torch.testing.assert_close(again.at_lags(h), kernel.at_lags(h), rtol=1e-13, atol=0)
-    assert [name for name, _ in again.named_parameters()] == [name for name, _ in kernel.named_parameters()]
-
-
-def test_a_batch_of_kernels_has_no_configuration():
-    assert kernel_config(Matern(1.5, batch_shape=(2,))) is None
 
 
 @pytest.mark.parametrize("command", ["simulate", "fit", "sample"])
