@@ -206,7 +206,8 @@ def _identification(
         if relative > POOR:
             of = "it" if p.kind != "root" or p.log else "the channel's"
             yield (
-                f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of {of}"
+                f"{name} = {values[name]:.3g} is poorly identified: its standard error is {relative:.0%} of "
+                + of
             )
 
 

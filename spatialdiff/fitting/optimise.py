@@ -1,11 +1,14 @@
-r"""Maximising a likelihood: starts from the data, L-BFGS-B with exact gradients, Newton polish, observed
+r"""Maximising a likelihood: several starts, L-BFGS-B with exact gradients, Newton steps, observed
 information.
 
-Everything happens in :math:`\theta` (logarithms of positive parameters). The observed information
-:math:`-\partial^2\ell/\partial\theta\,\partial\theta^T` is the central difference of the exact gradient:
-unlike a second backward pass it is right for every kernel, also those of gpytorch whose backward passes are
-written by hand. Convergence is judged by the Newton decrement :math:`g^T H^{-1} g`, the squared distance to
-the optimum in standard errors.
+Everything happens in :math:`\theta` (logarithms of positive parameters). Starts are searched from the best
+one on; a search that comes near the maximum of an earlier one stops there. The last digits are left to Newton
+steps with the observed information :math:`-\partial^2\ell/\partial\theta\,\partial\theta^T`, differences of
+the exact gradient: unlike a second backward pass they are right for every kernel, also those of gpytorch
+whose backward passes are written by hand. Convergence is judged by the Newton decrement
+:math:`g^T H^{-1} g`, the squared distance to the optimum in standard errors.
+
+Where a likelihood gives its Fisher information the search is Fisher scoring instead (:mod:`.scoring`).
 
 Source: Byrd, Lu, Nocedal & Zhu 1995 (L-BFGS-B); Nocedal & Wright 2006, sections 3.2 and 9.1.
 """
@@ -26,6 +29,11 @@ from spatialdiff.kernels.base import DimensionError
 
 _DECREMENT = 1e-4
 _STEP = 1e-4
+_SINGULAR = 1e10
+# a search stops so near to the maximum of an earlier one, in every θ
+_NEAR = 0.05
+# beyond, differences of the gradient are one-sided: half the cost, and an error of a ten-thousandth
+_MANY_SITES = 2000
 
 
 @dataclass
@@ -59,7 +67,7 @@ class Optimum:
         return math.isfinite(self.decrement) and self.decrement < _DECREMENT
 
 
-class _Objective:
+class Objective:
     """Minus the log-likelihood per observation with its gradient, counted; a large value where Γ is
     singular."""
 
@@ -87,42 +95,45 @@ class _Objective:
             value, slope = self.gradient(torch.from_numpy(theta))
         except NotPositiveDefiniteError:
             self.singular += 1
-            return 1e10, np.zeros_like(theta)
+            return _SINGULAR, np.zeros_like(theta)
         return -value * self.scale, -slope.numpy() * self.scale
 
 
+class _Reached(Exception):
+    """The search is where an earlier one ended."""
+
+
 def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: int = 200) -> Optimum:
-    """Best of L-BFGS-B runs from ``starts``, polished by Newton steps, with the observed information there.
+    """Best of the searches from ``starts``, polished by Newton steps, with the observed information there.
 
     Raises:
         RuntimeError: where the covariance is numerically singular at every start.
     """
-    objective = _Objective(likelihood)
+    objective = Objective(likelihood)
     model = likelihood.model
     bounds = [p.theta_bounds for p in model.free]
-    best = None
-    for start in starts:
-        first, _ = objective(start.numpy().copy())
-        if first >= 1e10:
-            continue
-        run = scipy.optimize.minimize(
-            objective,
-            start.numpy().copy(),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": max_iterations, "ftol": 1e-13, "gtol": 1e-8, "maxls": 40},
-        )
-        if best is None or run.fun < best.fun - 1e-12:
-            best = run
-    if best is None:
+    ranked = sorted((objective(start.numpy().copy())[0], i) for i, start in enumerate(_distinct(starts)))
+    usable = [_distinct(starts)[i] for value, i in ranked if value < _SINGULAR]
+    if not usable:
         raise RuntimeError(
             "the covariance is numerically singular at every starting point, or too wide for the periods of "
             "the grid: add a "
             "Nugget to a very smooth kernel, bound the length scale (bounds={'lengthscale': (low, high)}), "
             "or give start values"
         )
-    theta = torch.from_numpy(np.asarray(best.x, dtype=np.float64))
+    ends: list[tuple[float, np.ndarray, str]] = []
+    same = 0
+    for start in usable:
+        try:
+            ends.append(_search(objective, start.numpy().copy(), bounds, max_iterations, ends))
+        except _Reached:
+            same += 1
+    best = min(ends, key=lambda end: end[0])
+    close = [end for end in ends if end[0] - best[0] < 1e-3 * objective.scale]
+    message = best[2]
+    if len(usable) > 1:
+        message += f"; {len(close) + same} of {len(starts)} starts lead there"
+    theta = torch.from_numpy(np.asarray(best[1], dtype=np.float64))
     evaluated = _polish(objective, theta, bounds)
     return Optimum(
         theta=evaluated[0],
@@ -132,19 +143,69 @@ def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: i
         at_upper=[t >= high - 1e-6 for t, (_, high) in zip(evaluated[0].tolist(), bounds, strict=True)],
         decrement=evaluated[3],
         evaluations=objective.evaluations,
-        message=str(best.message),
+        message=message,
         hit_singular=objective.singular > 0,
     )
 
 
+def _distinct(starts: Sequence[Tensor]) -> list[Tensor]:
+    """Starts without repetitions, which clipping to bounds causes."""
+    kept: list[Tensor] = []
+    for start in starts:
+        if not any(bool((start - other).abs().amax() < 1e-3) for other in kept):
+            kept.append(start)
+    return kept
+
+
+def _search(
+    objective: Objective,
+    start: np.ndarray,
+    bounds: Sequence[tuple[float, float]],
+    max_iterations: int,
+    ends: Sequence[tuple[float, np.ndarray, str]],
+) -> tuple[float, np.ndarray, str]:
+    """Minus the log-likelihood per value at the end of a search, the place, and why it ended.
+
+    Raises:
+        _Reached: it came near the end of another search, from below.
+    """
+    best = min(ends, key=lambda end: end[0], default=None)
+
+    def check(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+        if best is None:
+            return
+        near = float(np.abs(intermediate_result.x - best[1]).max()) < _NEAR
+        if near and intermediate_result.fun >= best[0] - 1e-3 * objective.scale:
+            raise _Reached
+
+    run = scipy.optimize.minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        callback=check,
+        # a millionth of a unit of log-likelihood per step; the rest is for Newton's method
+        options={
+            "maxiter": max_iterations,
+            "ftol": max(1e-13, 1e-6 * objective.scale),
+            "gtol": 1e-8,
+            "maxls": 40,
+        },
+    )
+    return float(run.fun), np.asarray(run.x, dtype=np.float64), str(run.message)
+
+
 def _polish(
-    objective: _Objective, theta: Tensor, bounds: Sequence[tuple[float, float]]
+    objective: Objective, theta: Tensor, bounds: Sequence[tuple[float, float]]
 ) -> tuple[Tensor, float, Tensor, float]:
+    """Newton steps; the information is computed again after long ones only."""
     value, slope = objective.gradient(theta)
-    decrement = math.inf
-    for attempt in range(3):
-        information = observed_information(objective, theta, slope)
-        low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(*bounds, strict=True))
+    low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(*bounds, strict=True))
+    information, moved, decrement = None, math.inf, math.inf
+    for attempt in range(6):
+        if information is None or moved > 1e-2:
+            information = observed_information(objective, theta, slope)
         # a parameter is held at its bound only if the likelihood pushes it there
         inside = ~(((theta <= low + 1e-6) & (slope <= 0)) | ((theta >= high - 1e-6) & (slope >= 0)))
         if not bool(inside.any()):
@@ -157,7 +218,7 @@ def _polish(
         curved = eigenvalues > 1e-9 * eigenvalues.abs().amax()
         coefficients = vectors.T @ g
         decrement = float((coefficients[curved].square() / eigenvalues[curved]).sum())
-        if decrement < 1e-2 * _DECREMENT or attempt == 2:
+        if decrement < 1e-2 * _DECREMENT or attempt == 5:
             break
         step = torch.zeros_like(theta)
         step[inside] = vectors[:, curved] @ (coefficients[curved] / eigenvalues[curved])
@@ -168,21 +229,24 @@ def _polish(
             break
         if new_value <= value:
             break
+        moved = math.sqrt(max(decrement, 0.0))
         theta, value, slope = candidate, new_value, new_slope
+    assert information is not None
     return theta, value, information, decrement
 
 
-def observed_information(objective: _Objective, theta: Tensor, slope: Tensor) -> Tensor:
-    """Minus the Hessian of the log-likelihood, by central (at a bound or a singular edge: one-sided)
-    differences of the gradient."""
+def observed_information(objective: Objective, theta: Tensor, slope: Tensor) -> Tensor:
+    """Minus the Hessian of the log-likelihood, by central differences of the gradient; one-sided at a bound,
+    at a singular edge, and where there are many sites."""
     rows = []
     bounds = [p.theta_bounds for p in objective.likelihood.model.free]
+    many = objective.likelihood.data.flat().shape[-1] > _MANY_SITES
     for j in range(len(theta)):
         step = torch.zeros_like(theta)
         step[j] = _STEP
         sides = []
         for sign in (1.0, -1.0):
-            if not bounds[j][0] <= float(theta[j]) + sign * _STEP <= bounds[j][1]:
+            if not bounds[j][0] <= float(theta[j]) + sign * _STEP <= bounds[j][1] or (many and sides):
                 continue
             try:
                 sides.append((sign, objective.gradient(theta + sign * step)[1]))

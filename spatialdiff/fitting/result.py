@@ -25,6 +25,7 @@ from spatialdiff.fitting.kernel_state import kernel_from_state, kernel_state
 from spatialdiff.fitting.nonparametric.smoothing import SpectrumBins
 
 if TYPE_CHECKING:
+    from spatialdiff.fitting.inference.intervals import Profile
     from spatialdiff.fitting.likelihoods.base import Likelihood
     from spatialdiff.fitting.optimise import Optimum
 
@@ -155,6 +156,19 @@ class FitResult:
             return covariance(None, self.domain, self.channels, method=self.basis, spectrum=self.spectrum)
         assert self.kernel is not None
         return covariance(self.kernel, self.domain, channels=self.channels)
+
+    def interval(self, name: str, level: float = 0.95, kind: str = "wald") -> tuple[float, float]:
+        """Confidence interval of a parameter, derived quantity or coefficient; see
+        :func:`spatialdiff.fitting.inference.intervals.interval`."""
+        from spatialdiff.fitting.inference.intervals import interval
+
+        return interval(self, name, level, kind)
+
+    def profile(self, name: str, level: float = 0.95, points: int = 9) -> Profile:
+        """Profile likelihood of a parameter; see :func:`spatialdiff.fitting.inference.intervals.profile`."""
+        from spatialdiff.fitting.inference.intervals import profile
+
+        return profile(self, name, level, points)
 
     def warn(self, text: str, stacklevel: int = 2) -> None:
         """Store ``text`` among the warnings and emit it as a :class:`FitWarning`."""

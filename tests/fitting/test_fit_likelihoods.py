@@ -195,12 +195,12 @@ def test_gradients_and_hessians(likelihood):
 
 @pytest.mark.parametrize("maker", [lambda m, d: DenseLikelihood(m, d), lambda m, d: SpectralLikelihood(m, d)])
 def test_observed_information_is_the_autograd_hessian(maker):
-    from spatialdiff.fitting.optimise import _Objective, observed_information
+    from spatialdiff.fitting.optimise import Objective, observed_information
 
     grid = Grid((5, 6))
     likelihood = maker(KernelParameters(kernel()), observe(fields(grid), grid, "constant"))
     theta = likelihood.model.start()
-    objective = _Objective(likelihood)
+    objective = Objective(likelihood)
     information = observed_information(objective, theta, objective.gradient(theta)[1])
     if isinstance(likelihood, DenseLikelihood):
         ones = torch.ones(grid.size, dtype=torch.float64)
