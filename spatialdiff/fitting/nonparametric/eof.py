@@ -1,16 +1,18 @@
 r"""Empirical orthogonal functions plus a diagonal, with as many functions as predict other fields best.
 
-:math:`\Gamma_r = \sum_{j \le r} \lambda_j u_j u_j^T + \operatorname{diag}(d)` with the leading eigenvectors of
-the sample covariance and ``d`` the variance that they leave at each site, so that the variance of every site is
-that of the data: :class:`~spatialdiff.covariance.LowRankCovariance`. The rank maximises the likelihood of folds
-of consecutive fields under the ``Γ_r`` of the other folds. Counting eigenvalues whose sampling error
-:math:`\lambda\sqrt{2/N}` [North et al. 1982] is smaller than the distance to the next says which functions are
-patterns of their own; it is reported, and does not choose: functions that mix still hold covariance.
+:math:`\Gamma_r = \sum_{j \le r} \lambda_j u_j u_j^T + \operatorname{diag}(d)` with the leading eigenvectors
+of the sample covariance and ``d`` the variance that they leave at each site, so that the variance of every
+site is that of the data: :class:`~spatialdiff.covariance.LowRankCovariance`. The rank maximises the
+likelihood of folds of consecutive fields under the ``Γ_r`` of the other folds. Counting eigenvalues whose
+sampling error :math:`\lambda\sqrt{2/N}` [North et al. 1982] is smaller than the distance to the next says
+which functions are patterns of their own; it is reported, and does not choose: functions that mix still
+hold covariance.
 
-With ``weights`` :math:`a_i` (areas) the functions are those of :math:`\sqrt{a_i} x_i`, which explain most of the
-*area-weighted* variance, and are divided by :math:`\sqrt{a_i}` again.
+With ``weights`` :math:`a_i` (areas) the functions are those of :math:`\sqrt{a_i} x_i`, which explain most
+of the *area-weighted* variance, and are divided by :math:`\sqrt{a_i}` again.
 
-Sources: North, Bell, Cahalan & Moeng 1982, equation 24; Tipping & Bishop 1999; Wold 1978 (cross-validated rank).
+Sources: North, Bell, Cahalan & Moeng 1982, equation 24; Tipping & Bishop 1999; Wold 1978 (cross-validated
+rank).
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
 r"""Γ between the empirical covariance and a model: :math:`\Gamma_w = (1 - w) S + w T`.
 
-:math:`S = \tfrac1\nu \sum_i e_i e_i^T` of centred fields has rank ``ν`` at most, and whatever it has beyond the
-model ``T`` (the fitted covariance of a kernel or a spectrum) is estimated from ``ν`` fields: patterns that are
-tied to places. ``w`` maximises the likelihood of each field (or block of consecutive fields) given the others,
+:math:`S = \tfrac1\nu \sum_i e_i e_i^T` of centred fields has rank ``ν`` at most, and whatever it has beyond
+the model ``T`` (the fitted covariance of a kernel or a spectrum) is estimated from ``ν`` fields: patterns
+that are tied to places. ``w`` maximises the likelihood of each field (or block of consecutive fields) given
+the others,
 
 .. math:: \ell(w) = \sum_B \log N\big(e_B;\ 0,\ (1 - w) S_{-B} + w T\big),
 
-and not the Frobenius risk that Ledoit & Wolf minimise, which the few leading patterns decide alone: noise with
-covariance Γ, whitening and likelihood are about ``Γ⁻¹``, so about every pattern. ``T`` is held, its few
+and not the Frobenius risk that Ledoit & Wolf minimise, which the few leading patterns decide alone: noise
+with covariance Γ, whitening and likelihood are about ``Γ⁻¹``, so about every pattern. ``T`` is held, its few
 parameters being determined by all values of all fields.
 
 *In closed form.* With :math:`A = \sum e_i e_i^T`, :math:`a = (1-w)/\nu_{-B}` and
 :math:`B_w = wT + aA`, leaving out the rows ``E`` of a block gives
 :math:`wT + aA - a\tilde E^T\tilde E`, :math:`\tilde E = (I + \mathbf 1\mathbf 1^T/(N - b))^{1/2} E` where one
 mean per site was taken off (the same block, about the mean without it, whitened), ``E`` otherwise. So with
-:math:`q = \tilde E B_w^{-1} \tilde E^T` the quadratic form is :math:`\operatorname{tr} q (I - aq)^{-1}` and the
-determinant :math:`|B_w|\,|I - aq|`, and both come from the eigenvalues of the matrix :math:`E T^{-1} E^T` of
-size ``N``: one solve with ``T`` per field for all ``w``.
+:math:`q = \tilde E B_w^{-1} \tilde E^T` the quadratic form is :math:`\operatorname{tr} q (I - aq)^{-1}` and
+the determinant :math:`|B_w|\,|I - aq|`, and both come from the eigenvalues of the matrix :math:`E T^{-1}
+E^T` of size ``N``: one solve with ``T`` per field for all ``w``.
 
 Sources: Hoffbeck & Landgrebe 1996, Theiler 2012 (leave-one-out likelihood of a shrunk covariance); Ledoit &
 Wolf 2004; Warton 2008 (cross-validated likelihood).
@@ -123,7 +124,7 @@ def _rows(data: Observations, target: Covariance, block: int) -> Tensor:
             "as many"
         )
     left = data.count - block
-    if not 1 <= block or left < 2:
+    if block < 1 or left < 2:
         raise ValueError(
             f"shrinkage leaves out {block} of {data.count} replicates and needs at least 2 others: give more "
             "fields, or a smaller block"
