@@ -6,7 +6,8 @@ are ``u = A⁻¹ b``; with a drift ``Fβ`` of the mean, ``β̂ = (FᵀA⁻¹F)�
 ``x̂_t = uᵀ y + rᵀ β̂``, ``Var(x_t - x̂_t) = k_tt - bᵀu + rᵀ (FᵀA⁻¹F)⁻¹ r``
 
 (Chilès & Delfiner 2012, section 3.4; neighbourhoods: section 3.6). The drift is estimated in each
-neighbourhood. With ``m = n`` this is kriging from all observations. Targets are predicted one by one: for their joint law see
+neighbourhood. With ``m = n`` this is kriging from all observations. Targets are predicted one by one: for
+their joint law see
 `spatialdiff.conditioning.vecchia_prediction`.
 """
 
