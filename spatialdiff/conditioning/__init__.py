@@ -1,1 +1,9 @@
 """Fields given observations: kriging, conditional simulation, filling of missing cells."""
+
+from __future__ import annotations
+
+from spatialdiff.conditioning.conditional import ConditionalCovariance
+from spatialdiff.conditioning.kriging import Kriging, Prediction
+from spatialdiff.conditioning.messages import KrigingWarning
+
+__all__ = ["ConditionalCovariance", "Kriging", "KrigingWarning", "Prediction"]

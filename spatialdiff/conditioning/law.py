@@ -1,0 +1,97 @@
+r"""The prior covariance between observations and targets, of one field or of several channels.
+
+``Cov(x_c(s), x_c'(s')) = Σ_q B_q[c, c'] k_q(s, s') + N[c, c'] 1{one place}``: a kernel is the case of one
+channel and one term. The nugget ``N`` belongs to a place of the field: two channels observed there share it,
+and so does a target there; a second observation of the same channel at the same coordinates has a nugget of
+its own, since otherwise two values would contradict each other.
+"""
+
+from __future__ import annotations
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from spatialdiff.conditioning.stationary import split_nugget
+from spatialdiff.kernels import Coregionalization, at_pairs
+
+
+class Law:
+    """Prior covariances of a kernel or a `Coregionalization`, without gradients, float64.
+
+    Attributes:
+        channels: number of channels, None for a kernel.
+        nugget: ``N``, ``(C, C)``.
+        terms: pairs of ``B_q`` ``(C, C)`` and the continuous kernel ``k_q``.
+    """
+
+    def __init__(self, kernel: Kernel | Coregionalization) -> None:
+        self.kernel = kernel
+        if isinstance(kernel, Coregionalization):
+            pairs = [(matrix.detach(), part) for matrix, part in kernel.terms]
+            self.channels: int | None = kernel.channels
+        elif isinstance(kernel, Kernel):
+            pairs, self.channels = [(torch.ones(1, 1, dtype=torch.float64), kernel)], None
+        else:
+            raise TypeError(
+                f"kernel must be a gpytorch kernel or a Coregionalization, got {type(kernel).__name__}"
+            )
+        self.nugget = torch.zeros_like(pairs[0][0])
+        self.terms: list[tuple[Tensor, Kernel]] = []
+        for matrix, part in pairs:
+            smooth, nugget = split_nugget(part)
+            self.nugget = self.nugget + nugget * matrix
+            if smooth is not None:
+                self.terms.append((matrix, smooth))
+
+    @property
+    def count(self) -> int:
+        """Number of channels, 1 for a kernel."""
+        return self.nugget.shape[0]
+
+    def between(self, first: Tensor, second: Tensor) -> Tensor:
+        """Continuous part at coordinates ``(..., d)`` that broadcast, ``(..., C, C)``."""
+        shape = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
+        total = torch.zeros(*shape, self.count, self.count, dtype=torch.float64)
+        with torch.no_grad():
+            for matrix, part in self.terms:
+                total += at_pairs(part, first, second).double()[..., None, None] * matrix
+        return total
+
+    def observed(self, sites: Tensor, place: Tensor, channel: Tensor) -> Tensor:
+        """Covariance of observations, each at ``sites[place]`` of ``channel``, ``(m, m)``."""
+        total = torch.zeros(len(place), len(place), dtype=torch.float64)
+        with torch.no_grad():
+            for matrix, part in self.terms:
+                values = at_pairs(part, sites.unsqueeze(-2), sites.unsqueeze(-3)).double()
+                values = values if len(place) == len(sites) else values[place[:, None], place[None]]
+                total += values * matrix[channel[:, None], channel[None]]
+        same = place[:, None] == place[None]
+        return total + same * self.nugget[channel[:, None], channel[None]]
+
+    def cross(self, targets: Tensor, twin: Tensor, sites: Tensor, place: Tensor, channel: Tensor) -> Tensor:
+        """Covariance of all channels at ``targets`` ``(t, d)`` with observations, ``(t, C, m)``; ``twin`` is
+        the place that a target is on, or -1."""
+        total = torch.zeros(len(targets), self.count, len(place), dtype=torch.float64)
+        with torch.no_grad():
+            for matrix, part in self.terms:
+                values = at_pairs(part, targets.unsqueeze(-2), sites.unsqueeze(-3)).double()
+                values = values if len(place) == len(sites) else values[:, place]
+                total += values.unsqueeze(1) * matrix[:, channel]
+        if bool((self.nugget != 0).any()):
+            same = twin[:, None] == place[None]
+            total += same.unsqueeze(1) * self.nugget[:, channel]
+        return total
+
+    def variance(self, targets: Tensor) -> Tensor:
+        """Covariance of the channels at each target, ``(t, C, C)``."""
+        return self.between(targets, targets) + self.nugget
+
+
+def twins(targets: Tensor, sites: Tensor) -> Tensor:
+    """The first of ``sites`` at the coordinates of each target, -1 where there is none, ``(t,)``."""
+    n = len(sites)
+    _, group = torch.unique(torch.cat((sites, targets)), dim=0, return_inverse=True)
+    first = torch.full((int(group.max()) + 1,), n).scatter_reduce(0, group[:n], torch.arange(n), "amin")
+    found = first[group[n:]]
+    return torch.where(found < n, found, -1)
