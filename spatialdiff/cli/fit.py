@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -21,29 +22,66 @@ from spatialdiff.plotting import gallery
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
 
-Method = Literal["auto", "exact", "whittle", "spectrum"]
+Method = Literal[
+    "auto", "exact", "whittle", "vecchia", "iterative", "variogram", "spectrum", "shrinkage", "eof"
+]
+
+# the methods that need no kernel
+FREE = ("spectrum", "eof")
 
 
 def fit_data(
-    data: FieldData, kernel: Kernel | list[Kernel] | None, method: Method, mean: str | None = "constant"
+    data: FieldData,
+    kernel: Kernel | list[Kernel] | None,
+    method: Method,
+    mean: str | None = "constant",
+    restricted: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Fit the training part of the data.
+    """Fit the training part of the data; warnings are in the table of the result.
 
     Raises:
         ValueError: a method that needs a kernel, without one.
     """
-    if method != "spectrum" and (kernel is None or kernel == []):
+    given = dict(options or {})
+    if method not in FREE and (kernel is None or kernel == []):
         raise ValueError(
             f"method {method} needs a kernel, such as --kernel spatialdiff.kernels.Matern --kernel.nu 1.5; "
             "--method spectrum needs none."
         )
+    if method == "spectrum":
+        given.setdefault("basis", basis_of(data.grid, "auto"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FitWarning)  # they are in the table of the result, which is printed
-        if method == "spectrum":
-            basis = basis_of(data.grid, "auto")
-            return fit_fields(None, data.train, data.grid, method="spectrum", mean=mean, basis=basis)
-        assert kernel is not None
-        return fit_fields(one_kernel(kernel), data.train, data.grid, method=method, mean=mean)
+        warnings.simplefilter("ignore", FitWarning)
+        family = None if method in FREE or kernel is None else one_kernel(kernel)
+        return fit_fields(
+            family, data.train, data.grid, method=method, mean=mean, restricted=restricted, **given
+        )
+
+
+def compared(results: Mapping[str, FitResult]) -> str:
+    """A table of several fits, the least AIC first, with differences to it.
+
+    Raises:
+        ValueError: likelihoods that cannot be compared: of different methods, or none at all.
+    """
+    if len({(result.method, result.restricted) for result in results.values()}) > 1:
+        methods = ", ".join(f"{name} by {result.method}" for name, result in results.items())
+        raise ValueError(
+            f"likelihoods of different methods cannot be compared: {methods}; name one --method."
+        )
+    if any(math.isnan(result.aic) for result in results.values()):
+        raise ValueError("these fits have no likelihood to compare: use another --method, such as exact.")
+    ranked = sorted(results.items(), key=lambda item: item[1].aic)
+    least_aic, least_bic = ranked[0][1].aic, min(result.bic for result in results.values())
+    width = max(len(name) for name in results)
+    lines = [f"{'kernel':<{width}}  {'log-likelihood':>14}  {'ΔAIC':>9}  {'ΔBIC':>9}"]
+    lines += [
+        f"{name:<{width}}  {result.log_likelihood:>14.6g}  {result.aic - least_aic:>9.4g}  "
+        f"{result.bic - least_bic:>9.4g}"
+        for name, result in ranked
+    ]
+    return "\n".join(lines)
 
 
 def fit(
@@ -51,30 +89,40 @@ def fit(
     config: str,
     data: FieldData,
     kernel: Kernel | list[Kernel] | None = None,
+    compare: list[Kernel] | None = None,
     method: Method = "auto",
-    mean: Literal["constant", "field"] | None = "constant",
+    mean: Literal["constant", "linear", "field"] | None = "constant",
+    restricted: bool = False,
+    options: dict[str, Any] | None = None,
     draws: int = 8,
     seed: int = 0,
 ) -> None:
-    """Fit the covariance of fields: a kernel by maximum likelihood, or the smoothed spectrum.
+    """Fit the covariance of fields: a kernel by likelihood or variogram, or Γ without a family.
 
     Args:
         data: source of the fields by class path, such as spatialdiff.data.terrain.
-        kernel: covariance function by class path, its values the first guess; a list is a sum. Not used by
-            "spectrum".
-        method: "exact", "whittle", "auto" (whichever the size allows) or "spectrum" (non-parametric).
-        mean: "constant" (one number per channel), "field" (one per site), or null for zero.
+        kernel: covariance function by class path, its values the first guess; a list is a sum; a kernel.yaml
+            or the run folder of a fit is read. Not used by "spectrum" and "eof".
+        compare: further kernels that are fitted by the same method; the one of least AIC is kept.
+        method: "exact", "whittle", "vecchia", "iterative", "variogram", "auto" (whichever likelihood the size
+            allows); without a family "spectrum" and "eof", or "shrinkage" towards the kernel.
+        mean: "constant" (one number per channel), "linear" (in the coordinates), "field" (one per site), or
+            null for zero.
+        restricted: maximise the restricted likelihood (REML).
+        options: of the method, such as {neighbors: 20} of "vecchia".
         draws: fields to simulate for the picture.
         seed: seed of these.
     """
     setting = Setting.of(data)
-    result = fit_data(data, kernel, method, mean)
+    result = fit_data(data, kernel, method, mean, restricted, options)
+    ranking = None
+    if compare:
+        result, ranking = _best(data, result, compare, method, mean, restricted, options)
     found = out.describe(config, seed)
     write_fit(out, result, setting)
     if result.kernel is not None:
-        out.write_text(
-            "kernel.yaml", yaml.safe_dump({"kernel": kernel_config(result.kernel)}, sort_keys=False)
-        )
+        kept = {"kernel": kernel_config(result.kernel)}
+        out.write_text("kernel.yaml", yaml.safe_dump(kept, sort_keys=False))
     rows = [
         {
             "parameter": name,
@@ -102,9 +150,29 @@ def fit(
         f"{len(data.train)} fields of shape {setting.grid.shape}, method {result.method}.",
     )
     page.code(str(result))
+    if ranking is not None:
+        page.code(ranking)
     page.figure(written, "Held-out data, and fields drawn from the fitted covariance, on one colour scale.")
     page.provenance(config, seed, found).save(out / "report.html")
-    say(str(result), "", f"fit: {out}", f"next: spatialdiff train --fit {out}")
+    said = [] if ranking is None else ["", ranking]
+    say(str(result), *said, "", f"fit: {out}", f"next: spatialdiff train --fit {out}")
+
+
+def _best(
+    data: FieldData,
+    first: FitResult,
+    compare: Sequence[Kernel],
+    method: Method,
+    mean: str | None,
+    restricted: bool,
+    options: Mapping[str, Any] | None,
+) -> tuple[FitResult, str]:
+    """The fit of least AIC among the first and those of further kernels, and the table of them all."""
+    results: dict[str, FitResult] = {}
+    for found in (first, *(fit_data(data, k, method, mean, restricted, options) for k in compare)):
+        name = str(found.kernel)
+        results[name] = found
+    return min(results.values(), key=lambda found: found.aic), compared(results)
 
 
 COMMAND = Command(
