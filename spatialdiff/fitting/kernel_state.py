@@ -14,11 +14,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel
 from torch import Tensor, nn
 
 from spatialdiff import kernels
-from spatialdiff.kernels import Product, Sum
+from spatialdiff.kernels import Coregionalization, Nugget, Product, Sum
 from spatialdiff.kernels.local import ConstantField
 
 
@@ -35,7 +36,7 @@ def _families() -> dict[str, type[nn.Module]]:
     }
 
 
-def kernel_state(kernel: Kernel) -> dict[str, Any]:
+def kernel_state(kernel: Kernel | Coregionalization) -> dict[str, Any]:
     """``kernel`` as nested dictionaries of tensors, numbers and strings."""
     tensors = {name: value.detach().clone() for name, value in kernel.state_dict().items()}
     try:
@@ -44,7 +45,9 @@ def kernel_state(kernel: Kernel) -> dict[str, Any]:
         return {"class": type(kernel).__name__, "tensors": tensors}
 
 
-def kernel_from_state(state: Mapping[str, Any], template: Kernel | None = None) -> Kernel:
+def kernel_from_state(
+    state: Mapping[str, Any], template: Kernel | Coregionalization | None = None
+) -> Kernel | Coregionalization:
     """Rebuild a kernel, without gradients; ``template`` is needed (and only used) for kernels that are not
     ours.
 
@@ -54,7 +57,7 @@ def kernel_from_state(state: Mapping[str, Any], template: Kernel | None = None) 
     """
     if "tree" in state:
         kernel = _grow(state["tree"])
-        if not isinstance(kernel, Kernel):
+        if not isinstance(kernel, Kernel | Coregionalization):
             raise ValueError(f"the saved {type(kernel).__name__} is not a kernel")
         what = f"the saved tensors do not fit the saved {type(kernel).__name__}"
         return _loaded(kernel, state["tensors"], what)
@@ -67,7 +70,9 @@ def kernel_from_state(state: Mapping[str, Any], template: Kernel | None = None) 
     return _loaded(copy.deepcopy(template), state["tensors"], what)
 
 
-def _loaded(kernel: Kernel, tensors: Mapping[str, Tensor], what: str) -> Kernel:
+def _loaded(
+    kernel: Kernel | Coregionalization, tensors: Mapping[str, Tensor], what: str
+) -> Kernel | Coregionalization:
     """``kernel`` with the values and data types of ``tensors``; raises ValueError where they do not fit."""
     needed = {name: tuple(value.shape) for name, value in kernel.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -76,8 +81,7 @@ def _loaded(kernel: Kernel, tensors: Mapping[str, Tensor], what: str) -> Kernel:
     named = {**dict(kernel.named_parameters()), **dict(kernel.named_buffers())}
     for name, value in tensors.items():
         named[name].data = value.detach().clone()
-    result: Kernel = kernel.requires_grad_(False)
-    return result
+    return kernel.requires_grad_(False)
 
 
 def _tree(module: nn.Module) -> dict[str, Any]:
@@ -86,6 +90,10 @@ def _tree(module: nn.Module) -> dict[str, Any]:
         kind = Sum if kind is AdditiveKernel else Product
     if _families().get(kind.__name__) is not kind:
         raise _Unknown
+    if isinstance(module, Coregionalization):
+        pairs = zip(module.roots, module.kernels, strict=True)
+        terms = [[_matrix(root.detach()), _tree(kernel)] for root, kernel in pairs]
+        return {"kind": kind.__name__, "arguments": {"terms": terms}}
     arguments = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -97,6 +105,17 @@ def _tree(module: nn.Module) -> dict[str, Any]:
             value = getattr(module, f"{name}_field", getattr(module, name, None))
             arguments[name] = _data(_trimmed(value, module))
     return {"kind": kind.__name__, "arguments": arguments}
+
+
+def _matrix(root: Tensor) -> Tensor:
+    """``L Lᵀ``; where rounding hides its rank, a matrix whose root has the shape of ``L``, whose values are
+    among the tensors."""
+    matrix = (root @ root.mT).double()
+    if Coregionalization([(matrix, Nugget(1.0))]).roots[0].shape == root.shape:
+        return matrix
+    rank = root.shape[-1]
+    placeholder = torch.eye(root.shape[-2], rank, dtype=torch.float64)
+    return (placeholder @ placeholder.T).expand(matrix.shape).clone()
 
 
 def _trimmed(value: Any, module: nn.Module) -> Any:

@@ -129,8 +129,31 @@ def test_every_kernel_is_covered():
         for name in kernels.__all__
         if isinstance(getattr(kernels, name), type) and not inspect.isabstract(getattr(kernels, name))
     }
-    # the first is a base, the second no kernel
+    # the first is a base, the second no kernel: see below
     assert classes - parts == {"SpatialKernel", Coregionalization.__name__}
+
+
+def coregionalized(rank):
+    root = torch.rand(3, rank, dtype=F64, generator=torch.Generator().manual_seed(rank))
+    return Coregionalization(
+        [(root @ root.T, Matern(0.8, 1.3)), (torch.eye(3), Exponential(2.0) + Nugget(0.1))]
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_coregionalization_round_trip(rank):
+    kernel = coregionalized(rank)
+    again = rebuilt(kernel)
+    check_same(again, kernel)
+    x = torch.rand(5, 2, dtype=F64, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(again.cross_pairs(x[:, None], x[None]), kernel.cross_pairs(x[:, None], x[None]))
+
+
+def test_roots_keep_their_shape_where_a_matrix_is_nearly_singular():
+    kernel = coregionalized(3)
+    with torch.no_grad():
+        kernel.roots[0].copy_(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1e-7, 0.0], [0.0, 0.0, 1e-7]]))
+    check_same(kernel_from_state(through_a_file(kernel_state(kernel))), kernel)
 
 
 def test_what_is_not_data_needs_a_template():
