@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,6 +17,8 @@ from spatialdiff.cli.objects import basis_of, one_kernel, seeded, with_channel
 from spatialdiff.data import FieldData
 from spatialdiff.fitting import FitResult, FitWarning
 from spatialdiff.fitting import fit as fit_fields
+from spatialdiff.fitting.inference.comparison import Comparison
+from spatialdiff.fitting.inference.comparison import compare as compare_fits
 from spatialdiff.plotting import gallery
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
@@ -59,29 +60,33 @@ def fit_data(
         )
 
 
-def compared(results: Mapping[str, FitResult]) -> str:
-    """A table of several fits, the least AIC first, with differences to it.
+def compare_kernels(
+    data: FieldData,
+    kernel: Kernel | list[Kernel] | None,
+    others: Sequence[Kernel],
+    method: Method,
+    mean: str | None,
+    restricted: bool,
+    options: Mapping[str, Any] | None,
+) -> Comparison:
+    """Fit several kernels to the training part of the data, and rank them.
 
     Raises:
-        ValueError: likelihoods that cannot be compared: of different methods, or none at all.
+        ValueError: no kernel, a method without a family, likelihoods that cannot be compared.
     """
-    if len({(result.method, result.restricted) for result in results.values()}) > 1:
-        methods = ", ".join(f"{name} by {result.method}" for name, result in results.items())
-        raise ValueError(
-            f"likelihoods of different methods cannot be compared: {methods}; name one --method."
+    if method in FREE or kernel is None or kernel == []:
+        raise ValueError(f"compare needs --kernel, and a method that fits it; got --method {method}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)
+        return compare_fits(
+            [one_kernel(kernel), *others],
+            data.train,
+            data.grid,
+            method=method,
+            mean=mean,
+            restricted=restricted,
+            **dict(options or {}),
         )
-    if any(math.isnan(result.aic) for result in results.values()):
-        raise ValueError("these fits have no likelihood to compare: use another --method, such as exact.")
-    ranked = sorted(results.items(), key=lambda item: item[1].aic)
-    least_aic, least_bic = ranked[0][1].aic, min(result.bic for result in results.values())
-    width = max(len(name) for name in results)
-    lines = [f"{'kernel':<{width}}  {'log-likelihood':>14}  {'ΔAIC':>9}  {'ΔBIC':>9}"]
-    lines += [
-        f"{name:<{width}}  {result.log_likelihood:>14.6g}  {result.aic - least_aic:>9.4g}  "
-        f"{result.bic - least_bic:>9.4g}"
-        for name, result in ranked
-    ]
-    return "\n".join(lines)
 
 
 def fit(
@@ -114,10 +119,12 @@ def fit(
         seed: seed of these.
     """
     setting = Setting.of(data)
-    result = fit_data(data, kernel, method, mean, restricted, options)
-    ranking = None
+    comparison = None
     if compare:
-        result, ranking = _best(data, result, compare, method, mean, restricted, options)
+        comparison = compare_kernels(data, kernel, compare, method, mean, restricted, options)
+        result = comparison.best
+    else:
+        result = fit_data(data, kernel, method, mean, restricted, options)
     found = out.describe(config, seed)
     write_fit(out, result, setting)
     if result.kernel is not None:
@@ -150,29 +157,14 @@ def fit(
         f"{len(data.train)} fields of shape {setting.grid.shape}, method {result.method}.",
     )
     page.code(str(result))
-    if ranking is not None:
-        page.code(ranking)
+    if comparison is not None:
+        page.code(str(comparison))
+        drawn_too = out.write_picture("comparison.png", comparison.plot())
+        page.figure(drawn_too, "Semivariances of the data and of every fit, and the differences of AIC.")
     page.figure(written, "Held-out data, and fields drawn from the fitted covariance, on one colour scale.")
     page.provenance(config, seed, found).save(out / "report.html")
-    said = [] if ranking is None else ["", ranking]
+    said = [] if comparison is None else ["", str(comparison)]
     say(str(result), *said, "", f"fit: {out}", f"next: spatialdiff train --fit {out}")
-
-
-def _best(
-    data: FieldData,
-    first: FitResult,
-    compare: Sequence[Kernel],
-    method: Method,
-    mean: str | None,
-    restricted: bool,
-    options: Mapping[str, Any] | None,
-) -> tuple[FitResult, str]:
-    """The fit of least AIC among the first and those of further kernels, and the table of them all."""
-    results: dict[str, FitResult] = {}
-    for found in (first, *(fit_data(data, k, method, mean, restricted, options) for k in compare)):
-        name = str(found.kernel)
-        results[name] = found
-    return min(results.values(), key=lambda found: found.aic), compared(results)
 
 
 COMMAND = Command(

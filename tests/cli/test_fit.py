@@ -11,7 +11,6 @@ import yaml
 
 from spatialdiff.cli import main
 from spatialdiff.cli.files import read_fit
-from spatialdiff.cli.fit import compared
 
 KERNEL = """
 - class_path: spatialdiff.kernels.Matern
@@ -81,26 +80,18 @@ def test_kernels_are_compared_and_the_best_is_kept(tmp_path, capsys):
     command = ["fit", *DATA["temperature"], "--kernel", KERNEL, "--compare", others, "--method", "whittle"]
     assert main([*command, "--run-dir", str(tmp_path / "f")]) == 0
     text = capsys.readouterr().out
-    table = text[text.index("ΔAIC") :].splitlines()
-    rows = [line.rsplit(maxsplit=3) for line in table[1:4]]
-    differences = [float(row[2]) for row in rows]
-    assert differences[0] == 0.0
-    assert differences == sorted(differences)
+    table = text[text.index("log-lik.") :].splitlines()[1:4]
+    names = [line.split("  ")[0] for line in table]
+    assert set(names) == {"Matern(1.5) + Nugget", "Exponential", "Gaussian"}
     kept = read_fit(tmp_path / "f").fit
-    assert rows[0][0].strip() == str(kept.kernel)
-    assert "ΔAIC" in (tmp_path / "f" / "report.html").read_text()
-
-
-def test_likelihoods_of_different_methods_are_not_compared(fitted):
-    _, fit = fitted
-    first, second = read_fit(fit).fit, read_fit(fit).fit
-    second.method = "vecchia"
-    with pytest.raises(ValueError, match="cannot be compared"):
-        compared({"a": first, "b": second})
-    for result in (first, second):
-        result.method, result.aic = "variogram", math.nan
-    with pytest.raises(ValueError, match="no likelihood"):
-        compared({"a": first, "b": second})
+    assert names[0].split(" ")[0].split("(")[0] in str(kept.kernel)
+    assert f"{kept.log_likelihood:.6g}" in table[0]
+    report = (tmp_path / "f" / "report.html").read_text()
+    assert names[1] in report
+    assert (tmp_path / "f" / "comparison.png").stat().st_size > 10_000
+    refused = ["fit", *DATA["temperature"], "--compare", others, "--method", "spectrum"]
+    assert main([*refused, "--run-dir", str(tmp_path / "g")]) == 2
+    assert "compare needs --kernel" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--mean", "field"], ["--options", "{taper: 0.1}"]])
