@@ -16,16 +16,20 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from spatialdiff.conditioning.offgrid_dense import DenseJoint
 from spatialdiff.conditioning.offgrid_torus import TorusJoint
 from spatialdiff.conditioning.offgrid_window import WindowJoint
 from spatialdiff.conditioning.stationary import split_nugget
 from spatialdiff.covariance.checks import check_stationary
+from spatialdiff.covariance.grids.embedding import EmbeddingError
 from spatialdiff.domains import Grid
 from spatialdiff.domains.points import as_sites
 
-ROUTES = ("auto", "torus", "window")
-# numbers that the regression on the torus may hold: sites times cells, each axis counted twice
+ROUTES = ("auto", "torus", "dense", "window")
+# numbers that the regression on the torus may hold: sites times cells of the torus
 _MOST_WEIGHTS = 2**25
+# cells and sites of a dense root
+_MOST_DENSE = 3000
 # a site this close to a cell, in cells, is on it
 _ON_CELL = 1e-9
 
@@ -38,8 +42,8 @@ class OffGridPrior:
         grid: the grid, periodic or not.
         sites: ``(p, d)`` or ``(p,)``, in the coordinates of ``grid`` (its first cell is the origin), inside
             or outside its extent; on periodic axes they wrap around.
-        route: "torus", exact; "window", for many sites; "auto" takes "torus" where sites times cells of the
-            torus are at most 2²⁵ numbers.
+        route: "torus" and "dense", exact; "window", for many sites. "auto" takes "torus" where a valid torus
+            times the sites is at most 2²⁵ numbers, else "dense" up to 3000 cells and sites, else "window".
         tolerance: of "window": largest covariance error, a share of the variance.
         max_growth, max_sites: of "torus": largest embedding.
 
@@ -108,19 +112,28 @@ class OffGridPrior:
         self.off, self.group = torch.unique(between[~on_cell], dim=0, return_inverse=True)
 
     def _choose(self, route: str, tolerance: float, max_growth: float, max_sites: int) -> None:
-        self.joint: TorusJoint | WindowJoint | None = None
+        self.joint: TorusJoint | WindowJoint | DenseJoint | None = None
+        self.route = "torus" if route == "auto" else route
         if self.smooth is not None:
-            torus = math.prod(
-                n if p else 2 * n for n, p in zip(self.work.shape, self.work.periodic, strict=True)
-            )
-            small = len(self.off) * torus <= _MOST_WEIGHTS
-            if route == "torus" or (route == "auto" and small):
-                self.joint = TorusJoint(
-                    self.smooth, self.work, self.off, max_growth=max_growth, max_sites=max_sites
+            if route == "auto":
+                max_sites = min(max_sites, _MOST_WEIGHTS // max(1, len(self.off)))
+            if route == "torus" or (route == "auto" and self.work.size <= max_sites):
+                try:
+                    self.joint = TorusJoint(
+                        self.smooth, self.work, self.off, max_growth=max_growth, max_sites=max_sites
+                    )
+                except EmbeddingError:
+                    if route == "torus":
+                        raise
+            if self.joint is None and (
+                route == "dense" or (route == "auto" and self.work.size + len(self.off) <= _MOST_DENSE)
+            ):
+                self.joint, self.route = DenseJoint(self.smooth, self.work, self.off), "dense"
+            if self.joint is None:
+                self.joint, self.route = (
+                    WindowJoint(self.smooth, self.work, self.off, tolerance=tolerance),
+                    "window",
                 )
-            else:
-                self.joint = WindowJoint(self.smooth, self.work, self.off, tolerance=tolerance)
-        self.route = "window" if isinstance(self.joint, WindowJoint) else "torus"
         self.error = 0.0 if self.joint is None else self.joint.error
         self.smooth_size = 0 if self.joint is None else self.joint.factor_size
         own = int((~self.reads).sum())
