@@ -13,6 +13,7 @@ that of :mod:`.dense`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,16 +101,16 @@ class StructuredLikelihood(Likelihood):
             return weight
         return None
 
-    def _call(self, terms: nn.Module, theta: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+    def call(self, module: nn.Module, theta: Tensor, argument: Tensor) -> Any:
+        """``module(argument)`` of a module that holds Γ as ``gamma``, with the parameters of ``theta``."""
         raw = {self._names[path]: value for path, value in self.model.raw_values(theta).items()}
-        found: tuple[Tensor, Tensor] = torch.func.functional_call(terms, raw, (fields,), tie_weights=False)
-        return found
+        return torch.func.functional_call(module, raw, (argument,), tie_weights=False)
 
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``Σ eᵀΓ⁻¹e``, ``A`` ``(q, q)``, ``b`` ``(C, q)`` and ``log det Γ``."""
         vectors, columns, _ = self._split
         try:
-            solved, log_det = self._call(self._terms, theta, self._fields)
+            solved, log_det = self.call(self._terms, theta, self._fields)
         except (ValueError, RuntimeError) as error:
             if "positive definite" in str(error) or "singular" in str(error) or "cholesky" in str(error):
                 raise NotPositiveDefiniteError from error
@@ -167,5 +168,5 @@ class StructuredLikelihood(Likelihood):
         weight = self.data.domain.unflatten(self.data.domain.flatten(weight))
         weight = weight / weight.sum()
         with torch.no_grad():
-            product, variance = self._call(self._moments, theta, weight)
+            product, variance = self.call(self._moments, theta, weight)
         return float((weight * product).sum()), float((weight * variance).sum())
