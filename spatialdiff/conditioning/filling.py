@@ -64,6 +64,7 @@ def fill(
     drift: Drift = "constant",
     noise: float | Tensor = 0.0,
     n: int | None = None,
+    variance: bool = True,
     generator: torch.Generator | None = None,
     tolerance: float = 1e-8,
     max_iterations: int = 200,
@@ -81,6 +82,8 @@ def fill(
         noise: variance of measurement errors, one number or a field of them, squared units. With errors the
             result is the field without them, at observed cells too.
         n: number of conditional simulations.
+        variance: whether to give the kriging variance: exact where observed cells times cells are at most
+            20,000,000, elsewhere from the draws if there are two or more.
         generator: of the draws.
         tolerance: relative residual ``‖A a - b‖/‖b‖`` of the conjugate gradients.
         max_iterations: of the conjugate gradients.
@@ -109,7 +112,7 @@ def fill(
     if bool((errors < 0).any()) or not bool(torch.isfinite(errors).all()):
         raise ValueError("fill: noise must be finite and not negative; it is a variance.")
 
-    mean, variance = torch.empty_like(flat), torch.empty_like(flat)
+    mean, spread = torch.empty_like(flat), torch.empty_like(flat)
     samples = torch.empty(n or 0, *flat.shape, dtype=torch.float64)
     gamma = covariance(kernel, grid, method="torus" if all(grid.periodic) else "circulant").double()
     exact = True
@@ -119,19 +122,19 @@ def fill(
             which = (member == number).nonzero().squeeze(-1)
             system = _System(kernel, grid, gamma, ~pattern, errors, design, tolerance, max_iterations)
             mean[which] = system.krige(flat[which])
-            small = system.cells * grid.size <= _EXACT
+            small = variance and system.cells * grid.size <= _EXACT
             exact = exact and small
             if small:
-                variance[which] = system.variance()
+                spread[which] = system.variance()
             for begin in range(0, n or 0, step := max(1, _BUFFER // (grid.size * len(which)))):
                 count = min(step, (n or 0) - begin)
                 samples[begin : begin + count, which] = system.simulate(flat[which], count, generator)
-            if not small and n is not None and n > 1:
-                variance[which] = samples[:, which].var(0)
-    known = exact or (n is not None and n > 1)
+            if not small and variance and n is not None and n > 1:
+                spread[which] = samples[:, which].var(0)
+    known = variance and (exact or (n is not None and n > 1))
     return Filled(
         mean.reshape(fields.shape),
-        variance.reshape(fields.shape) if known else None,
+        spread.reshape(fields.shape) if known else None,
         ("exact" if exact else "simulation") if known else "",
         None if n is None else samples.reshape(n, *fields.shape),
     )

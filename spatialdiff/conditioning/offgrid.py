@@ -16,7 +16,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from spatialdiff.conditioning.offgrid_dense import DenseJoint
+from spatialdiff.conditioning.offgrid_dense import CellsJoint, DenseJoint
 from spatialdiff.conditioning.offgrid_torus import TorusJoint
 from spatialdiff.conditioning.offgrid_window import WindowJoint
 from spatialdiff.conditioning.stationary import split_nugget
@@ -112,9 +112,11 @@ class OffGridPrior:
         self.off, self.group = torch.unique(between[~on_cell], dim=0, return_inverse=True)
 
     def _choose(self, route: str, tolerance: float, max_growth: float, max_sites: int) -> None:
-        self.joint: TorusJoint | WindowJoint | DenseJoint | None = None
+        self.joint: TorusJoint | WindowJoint | DenseJoint | CellsJoint | None = None
         self.route = "torus" if route == "auto" else route
-        if self.smooth is not None:
+        if self.smooth is not None and len(self.off) == 0:
+            self.joint = CellsJoint(self.smooth, self.work)
+        elif self.smooth is not None:
             if route == "auto":
                 max_sites = min(max_sites, _MOST_WEIGHTS // max(1, len(self.off)))
             if route == "torus" or (route == "auto" and self.work.size <= max_sites):

@@ -1,4 +1,4 @@
-"""A stationary field on a small grid and at scattered sites, by ``R Rᵀ = K``, the root of the covariance."""
+"""The simple cases of a joint draw: few cells and sites, by ``R Rᵀ = K``; no site off the cells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spatialdiff.conditioning.offgrid_torus import residual_root
 from spatialdiff.conditioning.stationary import lagged
+from spatialdiff.covariance import covariance
 from spatialdiff.domains import Grid
 
 _CHUNK = 4_000_000
@@ -51,3 +52,25 @@ class DenseJoint:
         values = white.to(torch.float64) @ self.root.mT
         field, rest = values[..., : self.grid.size], values[..., self.grid.size :]
         return field.reshape(*field.shape[:-1], *self.grid.shape), rest
+
+
+class CellsJoint:
+    """The law of a stationary field on ``grid`` where no site lies off it, by any structure of Γ.
+
+    Attributes:
+        factor_size: length of the white noise that `color` takes.
+        error: 0.
+    """
+
+    error = 0.0
+
+    def __init__(self, kernel: gpytorch.kernels.Kernel, grid: Grid) -> None:
+        self.gamma = covariance(kernel, grid, method="torus" if all(grid.periodic) else "auto").double()
+        self.factor_size = self.gamma.factor_shape.numel()
+
+    def color(self, white: Tensor) -> tuple[Tensor, Tensor]:
+        """``(..., factor_size)`` → the field ``(..., *grid.shape)`` and no values ``(..., 0)``, float64."""
+        z = white.to(torch.float64)
+        with torch.no_grad():
+            field = self.gamma.color(z.reshape(*z.shape[:-1], *self.gamma.factor_shape))
+        return field, z[..., :0]
