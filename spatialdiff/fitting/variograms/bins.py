@@ -138,9 +138,11 @@ def _edges(
     grid = domain.grid if isinstance(domain, MaskedGrid) else domain
     number = bins
     if number is None:
-        cell = min(h for n, h in zip(grid.shape, grid.spacing, strict=True) if n > 1 or domain.size == 1) if (
-            isinstance(grid, Grid)
-        ) else 0.0
+        cell = (
+            min(h for n, h in zip(grid.shape, grid.spacing, strict=True) if n > 1 or domain.size == 1)
+            if (isinstance(grid, Grid))
+            else 0.0
+        )
         number = NUMBER if cell == 0.0 else max(1, min(NUMBER, int(last / cell * (1.0 + _SLACK))))
     return np.linspace(0.0, last, number + 1)
 

@@ -25,6 +25,7 @@ from spatialdiff.fitting.variograms.bins import Bins
 from spatialdiff.fitting.variograms.estimators import of_values, transform
 from spatialdiff.fitting.variograms.pairs import Sums, channel_pairs, check_number
 
+
 @dataclass(frozen=True)
 class LagTable:
     """The lags ``(m, d)`` on the lattice that a variogram's bins hold, in units of length, the ``bins`` ``(m,)``

@@ -1,0 +1,260 @@
+r"""The variogram of a kernel at the lags of an empirical one: ``γ(h; θ) = k(0) - k(h)``.
+
+On a grid the model's value for a bin is the mean of ``γ(h; θ)`` over exactly the pairs that are in it, so that
+``E γ̂ = γ(θ)`` whatever the anisotropy, the width of the bins and the periods (where ``k`` is the periodised
+kernel). Elsewhere it is ``γ`` at the mean distance of the pairs, along the direction; a kernel that depends on
+the direction is averaged over directions where the variogram is of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor, nn
+
+from spatialdiff.covariance.periodic import stationary_at
+from spatialdiff.domains import Grid, MaskedGrid
+from spatialdiff.fitting.parameters import KernelParameters
+from spatialdiff.fitting.variograms.empirical import Variogram
+from spatialdiff.kernels import Chordal, Coregionalization, SphericalKernel, at_lags, at_pairs
+from spatialdiff.kernels.lags import is_isotropic
+
+_DIRECTIONS = 24
+
+
+class Semivariance(nn.Module):
+    """``γ`` of a kernel ``(..., 1, 1)``, or of a coregionalisation ``(..., C, C)``, at differences ``(..., d)``
+    or at great-circle distances on a sphere.
+    """
+
+    def __init__(self, kernel: Kernel | Coregionalization) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, lags: Tensor, radius: float | None) -> Tensor:
+        with gpytorch.settings.trace_mode(True):
+            if radius is not None:
+                return self._on_sphere(lags, radius)
+            flat = lags.reshape(-1, lags.shape[-1])
+            values = self._at(torch.cat([torch.zeros_like(flat[:1]), flat]))
+            return (values[0] - values[1:]).reshape(*lags.shape[:-1], *values.shape[1:])
+
+    def _at(self, lags: Tensor) -> Tensor:
+        if isinstance(self.kernel, Coregionalization):
+            return self.kernel.cross(lags)
+        return at_lags(self.kernel, lags)[..., None, None]
+
+    def _on_sphere(self, distance: Tensor, radius: float) -> Tensor:
+        angle = distance / radius
+        pole = torch.tensor([radius, 0.0, 0.0], dtype=torch.float64)
+        sites = radius * torch.stack([angle.cos(), angle.sin(), torch.zeros_like(angle)], dim=-1)
+        if isinstance(self.kernel, Coregionalization):
+            return self.kernel.cross_pairs(pole, pole) - self.kernel.cross_pairs(pole, sites)
+        at = (at_pairs(self.kernel, pole, x)[..., None, None] for x in (pole, sites))
+        origin, values = at
+        return origin - values
+
+
+class Periodised(nn.Module):
+    """``γ`` of the periodised kernel at whole-number lags per axis, ``(*lags, 1, 1)`` or ``(*lags, C, C)``."""
+
+    def __init__(self, kernel: Kernel | Coregionalization, grid: Grid) -> None:
+        super().__init__()
+        self.kernel, self.grid = kernel, grid
+
+    def forward(self, indices: Sequence[Tensor]) -> Tensor:
+        with gpytorch.settings.trace_mode(True):
+            if not isinstance(self.kernel, Coregionalization):
+                return self._of(self.kernel, indices)[..., None, None]
+            terms = [b * self._of(k, indices)[..., None, None] for b, k in self.kernel.terms]
+            return torch.stack(terms).sum(0)
+
+    def _of(self, kernel: Kernel, indices: Sequence[Tensor]) -> Tensor:
+        origin = [torch.zeros(1, dtype=torch.long)] * self.grid.ndim
+        values = stationary_at(kernel, self.grid, list(indices))[0]
+        return stationary_at(kernel, self.grid, origin)[0].reshape(()) - values
+
+
+class VariogramModel:
+    """``θ → γ(θ)`` in the shape ``(b, C', C')`` of a variogram's bins (``C' = 1`` unless the kernel is a
+    `Coregionalization`; ``(b, C, C')`` where the channels' patterns of missing values differ).
+
+    Raises:
+        ValueError: a kernel that is not stationary (nor isotropic on the sphere), or of another dimension than
+            the sites; a coregionalisation of another number of channels, or without cross-variograms.
+    """
+
+    def __init__(self, model: KernelParameters, variogram: Variogram) -> None:
+        self.model, self.variogram = model, variogram
+        self.number = len(variogram.edges) - 1
+        kernel, domain = model.kernel, variogram.domain
+        self.joint = isinstance(kernel, Coregionalization)
+        self.radius = float(domain.sites()[0].norm()) if variogram.metric == "great_circle" else None
+        _check(kernel, variogram)
+        self._module: nn.Module = Semivariance(kernel)
+        self._indices: list[Tensor] | None = None
+        if self.radius is not None:
+            self.lags = variogram.lags.nan_to_num()
+            return
+        grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+        isotropic = self._isotropic(domain.dimension)
+        if variogram.table is None or not isinstance(grid, Grid):
+            self.lags = self._mean_lags(isotropic)
+            return
+        table = variogram.table
+        if any(grid.periodic):
+            steps = (table.lags / torch.tensor(grid.spacing, dtype=torch.float64)).round().long()
+            found = [torch.unique(steps[:, axis], return_inverse=True) for axis in range(grid.ndim)]
+            self._indices = [values for values, _ in found]
+            self._places = [place for _, place in found]
+            self._module = Periodised(kernel, grid)
+            self.lags = table.lags
+            return
+        self.lags, self._of_lag = table.lags, None
+        if isotropic:
+            # the same distance needs one value, however many lags have it
+            distance = table.lags.norm(dim=1)
+            length = float(distance.max())
+            key, place = torch.unique((distance / length * 1e9).round(), return_inverse=True)
+            self.lags = torch.zeros(len(key), domain.dimension, dtype=torch.float64)
+            self.lags[:, 0] = key * (length / 1e9)
+            self.lags[place, 0] = distance
+            self._of_lag = place
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        raw = {f"kernel.{path}": value for path, value in self.model.raw_values(theta).items()}
+        table = self.variogram.table
+        if self._indices is not None:
+            assert table is not None
+            values = torch.func.functional_call(self._module, raw, (self._indices,))
+            return self._averaged(values[tuple(self._places)])
+        values = torch.func.functional_call(self._module, raw, (self.lags, self.radius))
+        if self.radius is not None or table is None:
+            # (b, C, C) or (b,) mean distances: those of each pair of channels on the diagonal of the model
+            return self._of_channels(values)
+        return self._averaged(values if self._of_lag is None else values[self._of_lag])
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        """``(m, C', C')`` at the lags of the table → the shape of the variogram's ``gamma``."""
+        table, gamma = self.variogram.table, self.variogram.gamma
+        assert table is not None
+        size = values.shape[-1]
+        rows = table.weights.shape[0]
+        flat = values.reshape(len(values), size * size)
+        means = torch.stack([table.average(flat[:, c], self.number) for c in range(size * size)], dim=-1)
+        # (rows, b, size²); a row of weights for every pair a ≤ b of channels, or one for all
+        means = means.reshape(rows, self.number, size, size)
+        if gamma.ndim == 1:
+            return means[0, :, 0, 0]
+        channels = gamma.shape[1]
+        if gamma.ndim == 2:
+            picked = [means[c if rows > 1 else 0, :, 0, 0] for c in range(channels)]
+            return torch.stack(picked, dim=-1)
+        where = _pair_numbers(channels) if rows > 1 else torch.zeros(channels, channels, dtype=torch.long)
+        columns = torch.arange(channels) if size > 1 else torch.zeros(channels, dtype=torch.long)
+        return means[
+            where[:, :, None], torch.arange(self.number), columns[:, None, None], columns[None, :, None]
+        ].movedim(-1, 0)
+
+    def _mean_lags(self, isotropic: bool) -> Tensor:
+        """``(..., k, d)``: mean distances along the direction, along the first axis, or along all."""
+        variogram, d = self.variogram, self.variogram.domain.dimension
+        if variogram.direction is not None:
+            along = variogram.direction[None]
+        elif isotropic:
+            along = torch.eye(d, dtype=torch.float64)[:1]
+        else:
+            along = directions(d)
+        return variogram.lags.nan_to_num()[..., None, None] * along
+
+    def _of_channels(self, values: Tensor) -> Tensor:
+        """Values at mean distances ``(*gamma.shape, [k,] C', C')`` → the shape of ``gamma``."""
+        if self.radius is None:
+            values = values.mean(dim=-3)
+        if not self.joint:
+            return values[..., 0, 0]
+        channels = torch.arange(self.variogram.channels)
+        return values[:, channels[:, None], channels, channels[:, None], channels]
+
+    def _isotropic(self, d: int) -> bool:
+        """Whether ``k`` depends on the distance alone, also for other values of its parameters."""
+        if d == 1:
+            return True
+        free = len(self.model.free)
+        theta = self.model.start() + 0.1 * torch.arange(free, dtype=torch.float64)
+        low, high = (
+            torch.tensor(side, dtype=torch.float64)
+            for side in zip(*(p.theta_bounds for p in self.model.free), strict=True)
+        )
+        raw = {
+            f"kernel.{path}": value for path, value in self.model.raw_values(theta.clamp(low, high)).items()
+        }
+        reach = self.variogram.lags.nan_to_num().max()
+        lengths = reach * torch.tensor([0.05, 0.2, 0.5, 1.0], dtype=torch.float64)
+        towards = directions(d) if d <= 3 else torch.cat([torch.eye(d), torch.full((1, d), d**-0.5)]).double()
+        lags = lengths[:, None, None] * towards
+        with torch.no_grad():
+            values = torch.func.functional_call(Semivariance(self.model.kernel), raw, (lags, None))
+        return is_isotropic(values.movedim((-2, -1), (0, 1)))
+
+
+def directions(d: int) -> Tensor:
+    """Unit vectors ``(k, d)`` spread evenly over half of all directions, ``h`` and ``-h`` being one."""
+    if d == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if d == 2:
+        angle = torch.arange(_DIRECTIONS, dtype=torch.float64) * (math.pi / _DIRECTIONS)
+        return torch.stack([angle.cos(), angle.sin()], dim=-1)
+    if d == 3:
+        number = 8 * _DIRECTIONS
+        height = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+        turn = torch.arange(number, dtype=torch.float64) * (math.pi * (3.0 - math.sqrt(5.0)))
+        across = (1.0 - height.square()).sqrt()
+        return torch.stack([across * turn.cos(), across * turn.sin(), height], dim=-1)
+    raise ValueError(
+        f"a kernel that depends on the direction needs directional variograms in {d} dimensions: give "
+        "variogram(..., direction=...)"
+    )
+
+
+def _pair_numbers(channels: int) -> Tensor:
+    numbers = torch.empty(channels, channels, dtype=torch.long)
+    number = 0
+    for a in range(channels):
+        for b in range(a, channels):
+            numbers[a, b] = numbers[b, a] = number
+            number += 1
+    return numbers
+
+
+def _check(kernel: Kernel | Coregionalization, variogram: Variogram) -> None:
+    parts = [p for p in kernel.modules() if isinstance(p, SphericalKernel | Chordal)]
+    great_circle = variogram.metric == "great_circle"
+    if parts and not great_circle:
+        raise ValueError(
+            f"{type(parts[0]).__name__} is a kernel on the sphere: give variogram(..., metric='great_circle')"
+        )
+    if not (parts and great_circle) and not kernel.is_stationary:
+        raise ValueError(
+            f"{type(kernel).__name__} is not stationary: its semivariance is no function of the lag; use "
+            "method='exact' or 'vecchia'"
+        )
+    if isinstance(kernel, Coregionalization):
+        if not variogram.cross or variogram.channels != kernel.channels:
+            raise ValueError(
+                f"a Coregionalization of {kernel.channels} channels is fitted to the cross-variograms of as "
+                f"many: give variogram(..., cross=True) of fields with {kernel.channels} channels"
+            )
+    elif variogram.cross and variogram.channels > 1:
+        raise ValueError(
+            "cross-variograms are fitted by a Coregionalization: give one, or variogram(..., cross=False) for "
+            "one kernel of all channels"
+        )
+    parts_ = kernel.kernels if isinstance(kernel, Coregionalization) else [kernel]
+    for part in parts_:
+        if hasattr(part, "check_dimension"):
+            part.check_dimension(variogram.domain.dimension)
