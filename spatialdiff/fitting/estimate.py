@@ -265,7 +265,11 @@ def _check_variances(result: FitResult, data: Observations) -> None:
             stacklevel=3,
         )
     variances = data.variance()
-    if result.kernel is not None and data.channels > 1 and float(variances.max() / variances.min()) > 2.0:
+    if (
+        isinstance(result.kernel, Kernel)
+        and data.channels > 1
+        and float(variances.max() / variances.min()) > 2.0
+    ):
         shown = ", ".join(f"{v:.3g}" for v in variances.tolist())
         result.warn(
             f"one kernel was fitted to channels of variances {shown}: standardise the channels, fit each "
