@@ -33,6 +33,8 @@ EXACT_SITES = 1600
 DENSE_SITES = 10_000
 # a factorisation per evaluation takes a second
 _AUTO_POINTS = 2500
+# sites whose likelihood screens the starts
+_SCREENED = 1000
 
 # the options of each method beside those of every fit
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -91,7 +93,9 @@ def choose(
 
         vecchia = VecchiaLikelihood(model, data, restricted=restricted, **options)
         neighbors = options.get("neighbors", 30)
-        return Choice("vecchia", f"{neighbors} neighbours of each of {n} sites", vecchia)
+        return Choice(
+            "vecchia", f"{neighbors} neighbours of each of {n} sites", vecchia, _screen(model, data)
+        )
     if method == "iterative":
         from spatialdiff.fitting.likelihoods.iterative import IterativeLikelihood
 
@@ -113,9 +117,15 @@ def choose(
             f"the exact likelihood of {domain} factorises a dense {sites} x {sites} matrix; the limit is "
             f"{DENSE_SITES} sites: use method={'whittle' if whole else 'vecchia'!r}"
         )
-    dense = DenseLikelihood(model, data, restricted)
     # many cheap starts, one expensive search
-    screen: Likelihood | None = None
+    screen, metric = None, None
+    if data.observed is None and sites == n:
+        screen = _screen(model, data)
+    if screen is not None:
+        from spatialdiff.fitting.likelihoods.vecchia import VecchiaLikelihood
+
+        metric = VecchiaLikelihood(model, data, neighbors=20)
+    dense = DenseLikelihood(model, data, restricted, metric)
     if (
         isinstance(domain, Grid)
         and data.observed is None
@@ -124,6 +134,15 @@ def choose(
     ):
         screen = SpectralLikelihood(model, data)
     return Choice("exact", f"Cholesky factorisation of {sites} sites", dense, screen)
+
+
+def _screen(model: KernelParameters, data: Observations) -> Likelihood | None:
+    """Vecchia's likelihood of some of the sites, to choose among starts, where there are many sites."""
+    if data.flat().shape[-1] <= _SCREENED or any(data.domain.periodic):
+        return None
+    from spatialdiff.fitting.likelihoods.vecchia import VecchiaLikelihood
+
+    return VecchiaLikelihood(model, data.some(_SCREENED), neighbors=10)
 
 
 _ONE_MEAN = ("none", "known", "constant", "field")

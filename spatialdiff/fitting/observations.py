@@ -18,7 +18,7 @@ The linear model's generalised-least-squares coefficients are profiled out by th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -130,6 +130,21 @@ class Observations:
         if seen is None:
             return self.flat().mean(-1)
         return self.flat().sum(-1) / seen.sum(-1).clamp(min=1)
+
+    def some(self, number: int, seed: int = 0) -> Observations:
+        """The same fields at ``number`` of the sites, drawn at random, as scattered points."""
+        n = self.flat().shape[-1]
+        rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:number].sort().values
+        points = Points(self.domain.sites()[rows])
+        linear = None if self.linear is None else self.linear.at(rows)
+        return replace(
+            self,
+            domain=points,
+            given=points,
+            values=self.flat()[..., rows],
+            linear=linear,
+            given_linear=linear,
+        )
 
     def mean_field(self, added: Tensor | None) -> Tensor:
         """The mean with ``added`` coefficients ``(C, q)`` of the design on top of the ordinary ones, in the

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
+from spatialdiff.fitting.scoring import fisher_scoring
 from spatialdiff.kernels.base import DimensionError
 
 _DECREMENT = 1e-4
@@ -32,6 +33,8 @@ _STEP = 1e-4
 _SINGULAR = 1e10
 # a search stops so near to the maximum of an earlier one, in every θ
 _NEAR = 0.05
+# how far L-BFGS goes before it looks around, in every θ, and how often it may
+_REACH, _BOXES = 2.0, 12
 # beyond, differences of the gradient are one-sided: half the cost, and an error of a ten-thousandth
 _MANY_SITES = 2000
 
@@ -103,6 +106,39 @@ class _Reached(Exception):
     """The search is where an earlier one ended."""
 
 
+class _Watched:
+    """An objective that ends a search where it comes near the best end of earlier ones, from below."""
+
+    def __init__(self, objective: Objective, ends: Sequence[_End]) -> None:
+        self.objective, self.likelihood = objective, objective.likelihood
+        self.best = max(ends, key=lambda end: end.value, default=None)
+        self.singular = 0
+
+    def gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        value, slope = self.objective.gradient(theta)
+        if self.best is not None and value <= self.best.value + 1e-3:
+            if float((theta - self.best.theta).abs().amax()) < _NEAR:
+                raise _Reached
+        return value, slope
+
+    def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        try:
+            value, slope = self.gradient(torch.from_numpy(theta))
+        except NotPositiveDefiniteError:
+            self.objective.singular += 1
+            return _SINGULAR, np.zeros_like(theta)
+        return -value * self.objective.scale, -slope.numpy() * self.objective.scale
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a search ended, the log-likelihood there, and why it ended."""
+
+    theta: Tensor
+    value: float
+    message: str
+
+
 def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: int = 200) -> Optimum:
     """Best of the searches from ``starts``, polished by Newton steps, with the observed information there.
 
@@ -110,10 +146,10 @@ def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: i
         RuntimeError: where the covariance is numerically singular at every start.
     """
     objective = Objective(likelihood)
-    model = likelihood.model
-    bounds = [p.theta_bounds for p in model.free]
-    ranked = sorted((objective(start.numpy().copy())[0], i) for i, start in enumerate(_distinct(starts)))
-    usable = [_distinct(starts)[i] for value, i in ranked if value < _SINGULAR]
+    bounds = [p.theta_bounds for p in likelihood.model.free]
+    distinct = _distinct(starts)
+    ranked = sorted((objective(start.numpy().copy())[0], i) for i, start in enumerate(distinct))
+    usable = [distinct[i] for value, i in ranked if value < _SINGULAR]
     if not usable:
         raise RuntimeError(
             "the covariance is numerically singular at every starting point, or too wide for the periods of "
@@ -121,20 +157,20 @@ def maximise(likelihood: Likelihood, starts: Sequence[Tensor], max_iterations: i
             "Nugget to a very smooth kernel, bound the length scale (bounds={'lengthscale': (low, high)}), "
             "or give start values"
         )
-    ends: list[tuple[float, np.ndarray, str]] = []
+    search = _ascend if likelihood.information(usable[0]) is None else _score
+    ends: list[_End] = []
     same = 0
     for start in usable:
         try:
-            ends.append(_search(objective, start.numpy().copy(), bounds, max_iterations, ends))
+            ends.append(search(_Watched(objective, ends), start, bounds, max_iterations))
         except _Reached:
             same += 1
-    best = min(ends, key=lambda end: end[0])
-    close = [end for end in ends if end[0] - best[0] < 1e-3 * objective.scale]
-    message = best[2]
+    best = max(ends, key=lambda end: end.value)
+    same += sum(best.value - end.value < 1e-3 for end in ends)
+    message = best.message
     if len(usable) > 1:
-        message += f"; {len(close) + same} of {len(starts)} starts lead there"
-    theta = torch.from_numpy(np.asarray(best[1], dtype=np.float64))
-    evaluated = _polish(objective, theta, bounds)
+        message += f"; {same} of {len(usable)} starts lead there"
+    evaluated = _polish(objective, best.theta, bounds)
     return Optimum(
         theta=evaluated[0],
         value=evaluated[1],
@@ -157,43 +193,43 @@ def _distinct(starts: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def _search(
-    objective: Objective,
-    start: np.ndarray,
-    bounds: Sequence[tuple[float, float]],
-    max_iterations: int,
-    ends: Sequence[tuple[float, np.ndarray, str]],
-) -> tuple[float, np.ndarray, str]:
-    """Minus the log-likelihood per value at the end of a search, the place, and why it ended.
+def _score(
+    objective: _Watched, start: Tensor, bounds: Sequence[tuple[float, float]], max_iterations: int
+) -> _End:
+    end = _End(*fisher_scoring(objective, start, bounds, max_iterations))
+    objective.objective.singular += objective.singular
+    return end
 
-    Raises:
-        _Reached: it came near the end of another search, from below.
-    """
-    best = min(ends, key=lambda end: end[0], default=None)
 
-    def check(intermediate_result: scipy.optimize.OptimizeResult) -> None:
-        if best is None:
-            return
-        near = float(np.abs(intermediate_result.x - best[1]).max()) < _NEAR
-        if near and intermediate_result.fun >= best[0] - 1e-3 * objective.scale:
-            raise _Reached
-
-    run = scipy.optimize.minimize(
-        objective,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        callback=check,
-        # a millionth of a unit of log-likelihood per step; the rest is for Newton's method
-        options={
-            "maxiter": max_iterations,
-            "ftol": max(1e-13, 1e-6 * objective.scale),
-            "gtol": 1e-8,
-            "maxls": 40,
-        },
-    )
-    return float(run.fun), np.asarray(run.x, dtype=np.float64), str(run.message)
+def _ascend(
+    objective: _Watched, start: Tensor, bounds: Sequence[tuple[float, float]], max_iterations: int
+) -> _End:
+    """L-BFGS-B within boxes around where it is: a line search that leaves the scales of the data ends on a
+    plateau, where every site is its own."""
+    low, high = (np.array(side) for side in zip(*bounds, strict=True))
+    theta = start.numpy().copy()
+    for _ in range(_BOXES):
+        around = np.maximum(low, theta - _REACH), np.minimum(high, theta + _REACH)
+        run = scipy.optimize.minimize(
+            objective,
+            theta,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=list(zip(*around, strict=True)),
+            # a millionth of a unit of log-likelihood per step; the rest is for Newton's method
+            options={
+                "maxiter": max_iterations,
+                "ftol": max(1e-13, 1e-6 * objective.objective.scale),
+                "gtol": 1e-8,
+                "maxls": 40,
+            },
+        )
+        theta = np.asarray(run.x, dtype=np.float64)
+        at_wall = ((theta <= around[0]) & (theta > low)) | ((theta >= around[1]) & (theta < high))
+        if not at_wall.any():
+            break
+    value = -float(run.fun) / objective.objective.scale
+    return _End(torch.from_numpy(theta), value, str(run.message).lower())
 
 
 def _polish(

@@ -124,10 +124,18 @@ class DenseLikelihood(Likelihood):
         model: the kernel; a `Coregionalization` is fitted to all channels jointly.
         data: the fields.
         restricted: the likelihood of the contrasts that are free of the mean.
+        metric: a likelihood whose information is cheap and nearly that of this one, which makes the search
+            one by scoring.
     """
 
-    def __init__(self, model: KernelParameters, data: Observations, restricted: bool = False) -> None:
-        self.model, self.data, self.restricted = model, data, restricted
+    def __init__(
+        self,
+        model: KernelParameters,
+        data: Observations,
+        restricted: bool = False,
+        metric: Likelihood | None = None,
+    ) -> None:
+        self.model, self.data, self.restricted, self.metric = model, data, restricted, metric
         self.joint = isinstance(model.kernel, Coregionalization)
         self._points = data.domain.sites()
         domain = data.domain
@@ -217,6 +225,9 @@ class DenseLikelihood(Likelihood):
             design = self._design if group.rows is None else self._design[group.rows]
             total = total + group.counts[channel] * design.T @ design
         return torch.logdet(total)
+
+    def information(self, theta: Tensor) -> Tensor | None:
+        return None if self.metric is None else self.metric.information(theta)
 
     def coefficients(self, theta: Tensor) -> Tensor | None:
         if self.data.design is None:
