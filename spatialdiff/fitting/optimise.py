@@ -116,9 +116,10 @@ class _Watched:
 
     def gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         value, slope = self.objective.gradient(theta)
-        if self.best is not None and value <= self.best.value + 1e-3:
-            if float((theta - self.best.theta).abs().amax()) < _NEAR:
-                raise _Reached
+        best = self.best
+        near = best is not None and float((theta - best.theta).abs().amax()) < _NEAR
+        if best is not None and near and value <= best.value + 1e-3:
+            raise _Reached
         return value, slope
 
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
