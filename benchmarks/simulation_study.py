@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ import spatialdiff as sd
 from spatialdiff.domains import Domain, MaskedGrid
 from spatialdiff.fitting import fit
 from spatialdiff.fitting.inference.intervals import interval
+from spatialdiff.fitting.variograms.empirical import variogram
+from spatialdiff.fitting.variograms.least_squares import VariogramFit
 from spatialdiff.kernels import Matern, Nugget
 
 
@@ -163,35 +165,50 @@ def estimate(setting: Setting, method: Method, fields: torch.Tensor) -> dict[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = fit(kernel, fields, setting.domain, mean=setting.mean, **options)
+            if options["method"] == "variogram":
+                result = variogram(fields, setting.domain, mean=setting.mean).fit(kernel)
+            else:
+                result = fit(kernel, fields, setting.domain, mean=setting.mean, **options)
     except RuntimeError as error:  # no usable covariance: counted and shown
         return {"lost": str(error), "seconds": time.perf_counter() - start}
     found: dict[str, Any] = {"seconds": time.perf_counter() - start, "converged": result.converged}
-    truth = setting.truth
-    if kernel is None:
-        truth = {"variance": setting.variance + setting.nugget}
+    truth = setting.truth if kernel is not None else {"variance": setting.variance + setting.nugget}
     for name, value in truth.items():
-        key = name
-        if name == "micro-ergodic":
-            (key,) = [k for k in result.derived if k.startswith("variance/lengthscale")]
-        at, error = (
-            result.derived[key]
-            if key in result.derived
-            else (result.parameters[key], result.standard_errors[key])
-        )
         if name == "micro-ergodic" and method.profile:
             continue
+        at, error, low, high = with_interval(result, name, setting, method.profile)
         edge = not (math.isfinite(error) and error > 0.0)
-        if edge:
-            low, high = math.nan, math.nan
-        elif method.profile:
-            low, high = interval(result, key, kind="profile")
-        elif kernel is None:
-            low, high = at - 1.96 * error, at + 1.96 * error
-        else:
-            low, high = interval(result, key)
-        found[name] = {"estimate": at, "covered": low <= value <= high, "edge": edge}
+        found[name] = {"estimate": at, "covered": not edge and low <= value <= high, "edge": edge}
     return found
+
+
+def with_interval(
+    result: Any, name: str, setting: Setting, profile: bool
+) -> tuple[float, float, float, float]:
+    """Estimate, standard error and the ends of the 95 % interval of a quantity."""
+    if isinstance(result, VariogramFit):
+        # log(σ²/ℓ^2ν) = log σ² - 2ν log ℓ; intervals on the logarithmic scale, as `interval` gives them
+        names = result.model.names
+        weights = torch.zeros(len(names), dtype=torch.float64)
+        weights[names.index("variance" if name == "micro-ergodic" else name)] = 1.0
+        if name == "micro-ergodic":
+            weights[names.index("lengthscale")] = -2.0 * setting.nu
+        at = math.exp(float(weights @ result.theta))
+        relative = math.sqrt(max(float(weights @ result.covariance @ weights), 0.0))
+        return at, at * relative, at * math.exp(-1.96 * relative), at * math.exp(1.96 * relative)
+    key = name
+    if name == "micro-ergodic":
+        (key,) = [k for k in result.derived if k.startswith("variance/lengthscale")]
+    at, error = result.derived[key] if key in result.derived else _estimate(result, key)
+    if not (math.isfinite(error) and error > 0.0):
+        return at, error, math.nan, math.nan
+    if result.kernel is None:
+        return at, error, at - 1.96 * error, at + 1.96 * error
+    return (at, error, *interval(result, key, kind="profile" if profile else "wald"))
+
+
+def _estimate(result: Any, name: str) -> tuple[float, float]:
+    return result.parameters[name], result.standard_errors[name]
 
 
 def summary(setting: Setting, runs: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -267,6 +284,8 @@ def main() -> None:
     parser.add_argument("--replications", type=int, default=250)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--methods", default="", help="methods whose label contains this")
+    parser.add_argument("--without", default="", help="leave out methods whose label contains this")
     parser.add_argument("--out", type=Path, default=None, help="JSON with every number")
     options = parser.parse_args()
     count = 8 if options.quick else options.replications
@@ -274,8 +293,14 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.workers) as pool:
         for setting in settings():
-            if options.only not in setting.name:
+            chosen = tuple(
+                m
+                for m in setting.methods
+                if options.methods in m.label and not (options.without and options.without in m.label)
+            )
+            if options.only not in setting.name or not chosen:
                 continue
+            setting = replace(setting, methods=chosen)
             start = time.perf_counter()
             runs = pool.map(functools.partial(replicate, setting), range(count), chunksize=1)
             rows += summary(setting, runs)
