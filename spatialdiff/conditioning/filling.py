@@ -19,10 +19,12 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from spatialdiff.conditioning.stationary import lagged, split_nugget
+from spatialdiff.conditioning.near_inverse import WrappedInverse
+from spatialdiff.conditioning.stationary import split_nugget
 from spatialdiff.covariance import Covariance, covariance
 from spatialdiff.covariance.checks import check_stationary
 from spatialdiff.covariance.numerics.conjugate import conjugate_gradients
+from spatialdiff.covariance.periodic import stationary_at
 from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.domains import Grid, Points
 from spatialdiff.kernels import Nugget, Sum
@@ -205,20 +207,25 @@ class _System:
                 f"fill: a field has {self.cells} observed cells, too few for {len(design)} drift functions "
                 "and a residual; use a simpler drift, or leave the field out."
             )
-        sites = grid.coordinates().reshape(-1, grid.ndim)[self.index]
-        level = float(self.errors.mean())
-        noisy = Sum(kernel, Nugget(level)) if level > 0 else kernel
-        near = VecchiaCovariance(noisy, Points(sites), neighbors=_NEIGHBORS)
         try:
-            near.log_det()
+            self.near = self._near(float(self.errors.mean()))
         except ValueError as error:
             raise ValueError(
                 f"fill: the covariance of neighbouring cells is singular to working precision: {kernel!r} is "
                 f"smoother than the spacing {grid.spacing} resolves and nothing stands for measurement "
                 "error. Give noise=, such as 1e-6 of the variance, or add a Nugget to the kernel."
             ) from error
-        self.near = near
         self._prepare_drift()
+
+    def _near(self, noise: float) -> VecchiaCovariance | WrappedInverse:
+        """An approximate ``A⁻¹``."""
+        if any(self.grid.periodic):
+            return WrappedInverse(self.kernel, self.grid, self.index, noise=noise, neighbors=_NEIGHBORS)
+        sites = self.grid.coordinates().reshape(-1, self.grid.ndim)[self.index]
+        noisy = Sum(self.kernel, Nugget(noise)) if noise > 0 else self.kernel
+        near = VecchiaCovariance(noisy, Points(sites), neighbors=_NEIGHBORS)
+        near.log_det()  # raises here where A is not positive definite
+        return near
 
     # ---- A and its inverse, on values (..., cells)
     def _spread(self, values: Tensor) -> Tensor:
@@ -296,13 +303,12 @@ class _System:
 
     def variance(self) -> Tensor:
         """The kriging variance by a dense factor, one for all fields of the pattern."""
-        sites = self.grid.coordinates().reshape(-1, self.grid.ndim)
-        smooth, nugget = split_nugget(self.kernel)
-        cross = torch.zeros(self.cells, self.grid.size, dtype=torch.float64)
-        if smooth is not None:
-            for row, site in zip(cross, sites[self.index], strict=True):
-                row.copy_(lagged(smooth, self.grid, site - sites))
-        cross[torch.arange(self.cells), self.index] += nugget
+        table = stationary_at(self.kernel, self.grid, [torch.arange(-n + 1, n) for n in self.grid.shape])[0]
+        axes = torch.meshgrid(*(torch.arange(n) for n in self.grid.shape), indexing="ij")
+        cells = torch.stack(axes, -1).reshape(-1, self.grid.ndim)
+        last = torch.tensor(self.grid.shape) - 1
+        rows = [table[tuple((cells - cells[i] + last).unbind(-1))] for i in self.index.tolist()]
+        cross = torch.stack(rows).to(torch.float64)
         matrix = cross[:, self.index] + torch.diag(self.errors)
         factor, info = torch.linalg.cholesky_ex(matrix)
         if int(info) != 0:
@@ -320,4 +326,5 @@ class _System:
             result = result + torch.linalg.solve_triangular(r.mT, rest.mT, upper=False).square().sum(0)
         result = result.clamp_min(0.0)
         result[self.index[self.exact]] = 0.0
-        return result.reshape(self.grid.shape)
+        field: Tensor = result.reshape(self.grid.shape)
+        return field
