@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.conditioning.law import Law
-from spatialdiff.domains import Domain
+from spatialdiff.domains import Domain, Sphere
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def observed(domain: Domain, values: Tensor, noise: float | Tensor, missing: str
             raise ValueError(
                 "missing='omit' with several data sets needs the same sites missing in all: krige each alone"
             )
-    keep = present[0]
+    keep = present[0] & ~_repeats(domain)
     if not bool(keep.any()):
         raise ValueError("all values are missing: there is nothing to krige from")
     index = keep.any(dim=0).nonzero().squeeze(-1)
@@ -92,9 +92,17 @@ def observed(domain: Domain, values: Tensor, noise: float | Tensor, missing: str
     return found
 
 
+def _repeats(domain: Domain) -> Tensor:
+    """Entries of a field that say again what another does: a pole of a sphere is one site, ``(n,)``."""
+    repeated = torch.zeros(domain.shape, dtype=torch.bool)
+    if isinstance(domain, Sphere) and domain.poles:
+        repeated[0, 1:] = repeated[-1, 1:] = True
+    return domain.flatten(repeated)
+
+
 def _noise(noise: float | Tensor, event: tuple[int, ...], domain: Domain, shape: torch.Size) -> Tensor:
     """Variances ``(C, n)``."""
-    given = torch.as_tensor(noise).detach().to(device="cpu", dtype=torch.float64)
+    given = torch.as_tensor(noise, dtype=torch.float64).detach().cpu()
     try:
         whole = torch.broadcast_to(given, event)
     except RuntimeError:
