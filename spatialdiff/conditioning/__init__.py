@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from spatialdiff.conditioning.conditional import ConditionalCovariance
-from spatialdiff.conditioning.kriging import Kriging, Prediction
+from spatialdiff.conditioning.kriging import Kriging
 from spatialdiff.conditioning.messages import KrigingWarning
+from spatialdiff.conditioning.prediction import Prediction
 
 __all__ = ["ConditionalCovariance", "Kriging", "KrigingWarning", "Prediction"]

@@ -8,16 +8,27 @@ its own, since otherwise two values would contradict each other.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.conditioning.stationary import split_nugget
+from spatialdiff.conditioning.stationary import lagged, split_nugget
+from spatialdiff.covariance.checks import check_stationary
+from spatialdiff.domains import Domain, Grid, MaskedGrid
 from spatialdiff.kernels import Coregionalization, at_pairs
+
+# coordinates that differ by less, relative to the largest, are those of one place
+_SAME_PLACE = 1e-9
 
 
 class Law:
     """Prior covariances of a kernel or a `Coregionalization`, without gradients, float64.
+
+    Args:
+        kernel: the kernel.
+        torus: a grid whose periodic axes distances wrap around; None in the plane.
 
     Attributes:
         channels: number of channels, None for a kernel.
@@ -25,8 +36,8 @@ class Law:
         terms: pairs of ``B_q`` ``(C, C)`` and the continuous kernel ``k_q``.
     """
 
-    def __init__(self, kernel: Kernel | Coregionalization) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel | Coregionalization, torus: Grid | None = None) -> None:
+        self.kernel, self.torus = kernel, torus
         if isinstance(kernel, Coregionalization):
             pairs = [(matrix.detach(), part) for matrix, part in kernel.terms]
             self.channels: int | None = kernel.channels
@@ -40,6 +51,8 @@ class Law:
         self.terms: list[tuple[Tensor, Kernel]] = []
         for matrix, part in pairs:
             smooth, nugget = split_nugget(part)
+            if torus is not None:
+                check_stationary(part, torus, "a periodic axis")
             self.nugget = self.nugget + nugget * matrix
             if smooth is not None:
                 self.terms.append((matrix, smooth))
@@ -49,13 +62,26 @@ class Law:
         """Number of channels, 1 for a kernel."""
         return self.nugget.shape[0]
 
+    def _at(self, part: Kernel, first: Tensor, second: Tensor) -> Tensor:
+        if self.torus is None:
+            return at_pairs(part, first, second).double()
+        return lagged(part, self.torus, first - second)
+
+    def wrap(self, sites: Tensor) -> Tensor:
+        """``sites`` moved by whole periods to where the torus has its cells."""
+        if self.torus is None:
+            return sites
+        extent = torch.tensor(self.torus.extent, dtype=torch.float64)
+        moved = sites - extent * torch.floor(sites / extent + _SAME_PLACE)
+        return torch.where(torch.tensor(self.torus.periodic), moved, sites)
+
     def between(self, first: Tensor, second: Tensor) -> Tensor:
         """Continuous part at coordinates ``(..., d)`` that broadcast, ``(..., C, C)``."""
         shape = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
         total = torch.zeros(*shape, self.count, self.count, dtype=torch.float64)
         with torch.no_grad():
             for matrix, part in self.terms:
-                total += at_pairs(part, first, second).double()[..., None, None] * matrix
+                total += self._at(part, first, second)[..., None, None] * matrix
         return total
 
     def observed(self, sites: Tensor, place: Tensor, channel: Tensor) -> Tensor:
@@ -63,7 +89,7 @@ class Law:
         total = torch.zeros(len(place), len(place), dtype=torch.float64)
         with torch.no_grad():
             for matrix, part in self.terms:
-                values = at_pairs(part, sites.unsqueeze(-2), sites.unsqueeze(-3)).double()
+                values = self._at(part, sites.unsqueeze(-2), sites.unsqueeze(-3))
                 values = values if len(place) == len(sites) else values[place[:, None], place[None]]
                 total += values * matrix[channel[:, None], channel[None]]
         same = place[:, None] == place[None]
@@ -75,7 +101,7 @@ class Law:
         total = torch.zeros(len(targets), self.count, len(place), dtype=torch.float64)
         with torch.no_grad():
             for matrix, part in self.terms:
-                values = at_pairs(part, targets.unsqueeze(-2), sites.unsqueeze(-3)).double()
+                values = self._at(part, targets.unsqueeze(-2), sites.unsqueeze(-3))
                 values = values if len(place) == len(sites) else values[:, place]
                 total += values.unsqueeze(1) * matrix[:, channel]
         if bool((self.nugget != 0).any()):
@@ -88,10 +114,30 @@ class Law:
         return self.between(targets, targets) + self.nugget
 
 
+def torus_of(domain: Domain) -> Grid | None:
+    """The grid of ``domain`` where it has a periodic axis."""
+    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    return grid if isinstance(grid, Grid) and any(grid.periodic) else None
+
+
+def same_torus(first: Grid, second: Grid | None) -> bool:
+    """Whether distances are the same on both, whatever their cells."""
+    if second is None or first.periodic != second.periodic:
+        return False
+    pairs = zip(first.extent, second.extent, first.periodic, strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-12) for a, b, wraps in pairs if wraps)
+
+
 def twins(targets: Tensor, sites: Tensor) -> Tensor:
-    """The first of ``sites`` at the coordinates of each target, -1 where there is none, ``(t,)``."""
+    """The first of ``sites`` at the coordinates of each target, up to rounding, -1 where there is none,
+    ``(t,)``.
+    """
+    from scipy.spatial import cKDTree
+
     n = len(sites)
-    _, group = torch.unique(torch.cat((sites, targets)), dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), n).scatter_reduce(0, group[:n], torch.arange(n), "amin")
-    found = first[group[n:]]
-    return torch.where(found < n, found, -1)
+    unique, group = torch.unique(sites, dim=0, return_inverse=True)
+    first = torch.full((len(unique),), n).scatter_reduce(0, group, torch.arange(n), "amin")
+    near = _SAME_PLACE * float(sites.abs().max().clamp(min=1e-300))
+    _, found = cKDTree(unique.numpy()).query(targets.numpy(), distance_upper_bound=near)
+    index = torch.as_tensor(found)
+    return torch.where(index < len(unique), first[index.clamp(max=len(unique) - 1)], -1)

@@ -13,10 +13,10 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from spatialdiff.conditioning.law import Law, same_torus, torus_of
 from spatialdiff.conditioning.offgrid import OffGridPrior
-from spatialdiff.conditioning.stationary import split_nugget
 from spatialdiff.domains import Domain, Grid, MaskedGrid
-from spatialdiff.kernels import Coregionalization, at_pairs
+from spatialdiff.kernels import Coregionalization
 
 MOST_DENSE = 6000
 
@@ -39,29 +39,27 @@ class DensePrior:
         kernel: any gpytorch kernel.
         domain: of the targets.
         places: ``(p, d)``.
+        torus: see `Law`.
 
     Raises:
         ValueError: more than 6000 different sites.
     """
 
-    def __init__(self, kernel: Kernel, domain: Domain, places: Tensor) -> None:
-        self.domain = domain
+    def __init__(self, kernel: Kernel, domain: Domain, places: Tensor, torus: Grid | None = None) -> None:
+        self.domain, law = domain, Law(kernel, torus)
         targets = domain.sites()
         t = len(targets)
-        unique, group = torch.unique(torch.cat((targets, places)), dim=0, return_inverse=True)
+        unique, group = torch.unique(law.wrap(torch.cat((targets, places))), dim=0, return_inverse=True)
         n = len(unique)
         if n > MOST_DENSE:
             raise ValueError(
                 f"joint draws at {n} sites that are no grid factorise a matrix of that size; the limit is "
                 f"{MOST_DENSE}: use method='vecchia', a Grid as target, or fewer targets"
             )
-        smooth, self.nugget = split_nugget(kernel)
+        self.nugget = float(law.nugget)
         self._targets, self._places = group[:t], group[t:]
-        self.root = torch.zeros(n, n, dtype=torch.float64)
-        if smooth is not None:
-            with torch.no_grad():
-                gamma = at_pairs(smooth, unique.unsqueeze(-2), unique.unsqueeze(-3)).double()
-            self.root = _root(gamma)
+        gamma = law.between(unique.unsqueeze(-2), unique.unsqueeze(-3))[..., 0, 0]
+        self.root = _root(gamma) if law.terms else gamma
         # a target shares the nugget of the first observation on it
         order = torch.arange(len(places))
         first = torch.full((n,), len(places)).scatter_reduce(0, self._places, order, "amin")
@@ -92,7 +90,8 @@ def _root(gamma: Tensor) -> Tensor:
             f"the covariance of {len(gamma)} sites has a negative eigenvalue {float(values[0]):.3g}: the "
             "kernel is not positive definite there"
         )
-    return vectors * values.clamp(min=0.0).sqrt()
+    root: Tensor = vectors * values.clamp(min=0.0).sqrt()
+    return root
 
 
 class _MaskedPrior:
@@ -114,6 +113,7 @@ class JointPrior:
         domain: of the targets.
         sites: ``(p, d)``, the places.
         place, channel: of each observation, ``(m,)``.
+        torus: see `Law`.
 
     Attributes:
         factor_size: length of the white noise of one draw.
@@ -127,6 +127,7 @@ class JointPrior:
         sites: Tensor,
         place: Tensor,
         channel: Tensor,
+        torus: Grid | None = None,
     ) -> None:
         self.domain, self.place, self.channel = domain, place, channel
         self.has_channels = isinstance(kernel, Coregionalization)
@@ -135,7 +136,8 @@ class JointPrior:
             kernels = list(kernel.kernels)
         else:
             roots, kernels = [torch.ones(1, 1, dtype=torch.float64)], [kernel]
-        self.parts = [(root, _one(part, domain, sites)) for root, part in zip(roots, kernels, strict=True)]
+        each = zip(roots, kernels, strict=True)
+        self.parts = [(root, _one(part, domain, sites, torus)) for root, part in each]
         self.factor_size = sum(root.shape[1] * part.factor_size for root, part in self.parts)
         self.error = max(getattr(getattr(part, "inner", part), "error", 0.0) for _, part in self.parts)
 
@@ -162,9 +164,11 @@ class JointPrior:
         return fields, values
 
 
-def _one(kernel: Kernel, domain: Domain, sites: Tensor) -> OneField:
+def _one(kernel: Kernel, domain: Domain, sites: Tensor, torus: Grid | None) -> OneField:
     grid = domain.grid if isinstance(domain, MaskedGrid) else domain
-    if isinstance(grid, Grid) and kernel.is_stationary:
+    own = torus_of(domain)
+    wraps_alike = own is None if torus is None else same_torus(torus, own)
+    if isinstance(grid, Grid) and kernel.is_stationary and wraps_alike:
         inner = OffGridPrior(kernel, grid, sites)
         return _MaskedPrior(inner, domain) if isinstance(domain, MaskedGrid) else inner
-    return DensePrior(kernel, domain, sites)
+    return DensePrior(kernel, domain, sites, torus)
