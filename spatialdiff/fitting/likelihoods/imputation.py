@@ -39,7 +39,7 @@ from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
 from spatialdiff.fitting.likelihoods.dense import DenseLikelihood
 from spatialdiff.fitting.likelihoods.iterative import cells_in, embedding_lags
-from spatialdiff.fitting.likelihoods.operators import SpectralOperator, finite
+from spatialdiff.fitting.likelihoods.operators import SpectralOperator, density_jacobian, finite
 from spatialdiff.fitting.likelihoods.sandwich import dense_score_covariance, stochastic_score_covariance
 from spatialdiff.fitting.likelihoods.spectra import expected_weights, spectral_density
 from spatialdiff.fitting.likelihoods.stochastic import StochasticLikelihood
@@ -122,6 +122,9 @@ class ImputedWhittle(StochasticLikelihood):
 
     def bind(self, theta: Tensor) -> SpectralOperator:
         return SpectralOperator(self.density_at(theta), self._cells)
+
+    def jacobian(self, theta: Tensor) -> Tensor:
+        return density_jacobian(self.model, self.density_at, theta)
 
     def open_operator(self, theta: Tensor) -> SpectralOperator:
         """Γ of the kernel itself, on the open grid."""

@@ -26,6 +26,7 @@ from spatialdiff.fitting.likelihoods.operators import (
     KernelProduct,
     SpectralOperator,
     TileOperator,
+    density_jacobian,
     finite,
 )
 from spatialdiff.fitting.likelihoods.spectra import LagWeights, spectral_density
@@ -97,11 +98,18 @@ class IterativeLikelihood(StochasticLikelihood):
         if self._grid is None:
             self._product = KernelProduct(model, self._sites)
 
+    def _density_at(self, theta: Tensor) -> Tensor:
+        assert self._grid is not None
+        table = covariance_table(self.model, theta, self._grid)
+        return finite(spectral_density(table, self._weights))
+
     def bind(self, theta: Tensor) -> BoundOperator:
         if self._grid is None:
             return TileOperator(self.model, self._product, theta)
-        table = covariance_table(self.model, theta, self._grid)
-        return SpectralOperator(finite(spectral_density(table, self._weights)), self._cells)
+        return SpectralOperator(self._density_at(theta), self._cells)
+
+    def jacobian(self, theta: Tensor) -> Tensor | None:
+        return None if self._grid is None else density_jacobian(self.model, self._density_at, theta)
 
 
 def embedding_lags(grid: Grid) -> LagWeights:

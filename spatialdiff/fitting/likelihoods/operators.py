@@ -23,6 +23,8 @@ from spatialdiff.covariance.points.tile_product import choose_backend, kernel_pr
 from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
 from spatialdiff.fitting.parameters import KernelParameters
 
+_STEP = 1e-4
+
 
 class BoundOperator(ABC):
     """``Γ(θ)`` at one θ."""
@@ -38,6 +40,14 @@ class BoundOperator(ABC):
     @abstractmethod
     def forms(self) -> Tensor:
         """What was added up, as a function of θ: right in its derivative only."""
+
+    @abstractmethod
+    def fresh(self) -> BoundOperator:
+        """The same with nothing added up."""
+
+    @abstractmethod
+    def gradient(self, jacobian: Tensor | None) -> Tensor:
+        """Derivative ``(p,)`` of what was added up, given that of the density ``(p, *m)``, if any."""
 
 
 class SpectralOperator(BoundOperator):
@@ -80,14 +90,23 @@ class SpectralOperator(BoundOperator):
             second = first if same else torch.fft.rfftn(self.spread(other[None], rows)[0])
             self._sum += weight * (first.real * second.real + first.imag * second.imag)
 
-    def forms(self) -> Tensor:
+    def _weights(self) -> Tensor:
         last = self.shape[-1]
         twice = torch.full((last // 2 + 1,), 2.0, dtype=torch.float64)
         twice[0] = 1.0
         if last % 2 == 0:
             twice[-1] = 1.0
-        half = self.density[..., : last // 2 + 1]
-        return (half * (self._sum * twice)).sum() / math.prod(self.shape)
+        return self._sum * twice / math.prod(self.shape)
+
+    def forms(self) -> Tensor:
+        return (self.density[..., : self._half.shape[-1]] * self._weights()).sum()
+
+    def fresh(self) -> SpectralOperator:
+        return SpectralOperator(self.density, self.cells)
+
+    def gradient(self, jacobian: Tensor | None) -> Tensor:
+        assert jacobian is not None
+        return (jacobian[..., : self._half.shape[-1]] * self._weights()).flatten(1).sum(1)
 
 
 class TileOperator(BoundOperator):
@@ -126,6 +145,12 @@ class TileOperator(BoundOperator):
     def forms(self) -> Tensor:
         return (self.theta * self._sum).sum()
 
+    def fresh(self) -> TileOperator:
+        return TileOperator(self._model, self._product, self.theta)
+
+    def gradient(self, jacobian: Tensor | None) -> Tensor:
+        return self._sum
+
 
 class KernelProduct(nn.Module):
     """``x → K x`` between some of a list of sites ``(n, d)``."""
@@ -152,4 +177,15 @@ def finite(density: Tensor) -> Tensor:
     return density
 
 
-Binder = Callable[[Tensor], BoundOperator]
+def density_jacobian(
+    model: KernelParameters, density_at: Callable[[Tensor], Tensor], theta: Tensor
+) -> Tensor:
+    """Derivatives of a density by central differences, one-sided at bounds, ``(p, *m)``."""
+    slopes = []
+    with torch.no_grad():
+        for j in range(len(theta)):
+            low, high = model.free[j].theta_bounds
+            below, above = theta.detach().clone(), theta.detach().clone()
+            below[j], above[j] = max(float(theta[j]) - _STEP, low), min(float(theta[j]) + _STEP, high)
+            slopes.append((density_at(above) - density_at(below)) / float(above[j] - below[j]))
+    return torch.stack(slopes)

@@ -22,34 +22,21 @@ import torch
 from torch import Tensor
 
 from spatialdiff.fitting.likelihoods.dense import DenseLikelihood
-from spatialdiff.fitting.likelihoods.operators import SpectralOperator
+from spatialdiff.fitting.likelihoods.operators import SpectralOperator, density_jacobian
 from spatialdiff.fitting.likelihoods.probes import ProbedGroup
-from spatialdiff.fitting.parameters import KernelParameters
 
 if TYPE_CHECKING:
     from spatialdiff.fitting.likelihoods.imputation import ImputedWhittle
 
-_STEP = 1e-4
-_PROBES = 16
-
-
-def shifted(model: KernelParameters, theta: Tensor, j: int) -> tuple[Tensor, Tensor, float]:
-    """``theta`` with entry ``j`` a little lower and higher, within its bounds, and the distance between
-    them."""
-    low, high = model.free[j].theta_bounds
-    below, above = theta.clone(), theta.clone()
-    below[j], above[j] = max(float(theta[j]) - _STEP, low), min(float(theta[j]) + _STEP, high)
-    return below, above, float(above[j] - below[j])
+# probes of few and of many cells: the relative error of an estimate is about √(2/(S n))
+_MOST, _FEWEST, _CELLS = 16, 2, 200_000
 
 
 def dense_score_covariance(likelihood: DenseLikelihood, truth: Tensor, theta: Tensor) -> Tensor:
     """``V`` ``(p, p)`` of all fields together, where they have the covariance ``truth`` ``(n, n)``."""
     with torch.no_grad():
         covariance = likelihood.covariance(theta)
-        slopes = []
-        for j in range(len(theta)):
-            below, above, width = shifted(likelihood.model, theta, j)
-            slopes.append((likelihood.covariance(above) - likelihood.covariance(below)) / width)
+        slopes = density_jacobian(likelihood.model, likelihood.covariance, theta)
         total = torch.zeros(len(theta), len(theta), dtype=torch.float64)
         for group in likelihood._groups:
             rows = slice(None) if group.rows is None else group.rows
@@ -62,22 +49,17 @@ def dense_score_covariance(likelihood: DenseLikelihood, truth: Tensor, theta: Te
     return 0.5 * (total + total.T)
 
 
-def stochastic_score_covariance(
-    likelihood: ImputedWhittle, truth: SpectralOperator, theta: Tensor, probes: int = _PROBES
-) -> Tensor:
-    """``V`` ``(p, p)`` of all fields together from ``probes`` random vectors of each pattern."""
+def stochastic_score_covariance(likelihood: ImputedWhittle, truth: SpectralOperator, theta: Tensor) -> Tensor:
+    """``V`` ``(p, p)`` of all fields together from some random vectors for each pattern."""
     p = len(theta)
     total = torch.zeros(p, p, dtype=torch.float64)
     with torch.no_grad():
         bound = likelihood.bind(theta)
-        slopes = []
-        for j in range(p):
-            below, above, width = shifted(likelihood.model, theta, j)
-            change = (likelihood.density_at(above) - likelihood.density_at(below)) / width
-            slopes.append(SpectralOperator(change, bound.cells))
+        slopes = [SpectralOperator(change, bound.cells) for change in likelihood.jacobian(theta)]
         for group in likelihood.groups:
             forms = _Forms(likelihood, truth, slopes, bound, group, group.near.rows(theta))
             generator = torch.Generator().manual_seed(group.seed + 1)
+            probes = max(_FEWEST, min(_MOST, _CELLS // len(group.rows)))
             for _ in range(probes):
                 z = torch.randint(0, 2, (1, len(group.rows)), generator=generator).double() * 2.0 - 1.0
                 left, right = forms.score(z), forms.score(forms.gamma(z))

@@ -94,6 +94,10 @@ class StochasticLikelihood(Likelihood):
     def bind(self, theta: Tensor) -> BoundOperator:
         """Γ at ``theta``, of the sites of the domain."""
 
+    @abstractmethod
+    def jacobian(self, theta: Tensor) -> Tensor | None:
+        """Derivative of the density of a `SpectralOperator`, ``(p, *m)``; else None."""
+
     @property
     def groups(self) -> list[ProbedGroup]:
         """Fields that are observed at the same sites."""
@@ -225,11 +229,9 @@ class StochasticLikelihood(Likelihood):
         return value
 
     def _plain_gram(self) -> Tensor:
-        q = self._coefficients
-        total = torch.zeros(self.data.channels, q, q, dtype=torch.float64)
-        for group in self.groups:
-            total += group.counts[:, None, None] * (group.design @ group.design.T)
-        return total
+        return sum(
+            (g.counts[:, None, None] * (g.design @ g.design.T) for g in self.groups), start=torch.zeros(())
+        )
 
     # ---- what is known about it
     def _remember(self, theta: Tensor, summary: _Summary) -> None:
@@ -254,17 +256,19 @@ class StochasticLikelihood(Likelihood):
 
     def gradient_covariance(self, theta: Tensor) -> Tensor:
         """Monte-Carlo covariance ``(p, p)`` of the gradient."""
-        point = theta.detach().clone().requires_grad_()
-        total = torch.zeros(len(point), len(point), dtype=torch.float64)
+        theta = theta.detach()
+        jacobian, bound = self.jacobian(theta), self.bind(theta)
+        total = torch.zeros(len(theta), len(theta), dtype=torch.float64)
         for group in self.groups:
-            slopes = []
+            point = theta.clone().requires_grad_()
             rows = group.near.rows(point)
+            slopes = []
             for probes in group.probes(self.probes):
                 for probe in probes:
-                    bound = self.bind(point)
-                    _, through = self._log_det(bound, group, rows, probe[None], -0.5 * group.number)
-                    form = through + bound.forms()
-                    slopes.append(torch.autograd.grad(form, point, retain_graph=True)[0])
+                    own = bound.fresh()
+                    _, through = self._log_det(own, group, rows, probe[None], -0.5 * group.number)
+                    (slope,) = torch.autograd.grad(through, point, retain_graph=True)
+                    slopes.append(slope + own.gradient(jacobian))
             centred = torch.stack(slopes)
             centred = centred - centred.mean(dim=0)
             total += centred.T @ centred / (len(slopes) * (len(slopes) - 1))
