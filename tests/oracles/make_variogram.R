@@ -26,14 +26,14 @@ polish <- function(v, fitted, method) {
     size <- sum(w * v$gamma^2)
     aim <- function(t) sum(w * (v$gamma - curve(exp(t)))^2) / size
     t <- log(p)
-    for (round in 1:4) {
-      t <- optim(t, aim, control = list(reltol = 1e-16, maxit = 5000))$par
+    for (round in 1:2) {
+      t <- optim(t, aim, control = list(reltol = 1e-16, maxit = 2000))$par
       t <- optim(t, aim, method = "BFGS", control = list(reltol = 1e-16, maxit = 1000, ndeps = rep(1e-5, 3)))$par
     }
     exp(t)
   }
   p <- c(max(fitted$psill[1], 1e-6), fitted$psill[2], fitted$range[2])
-  rounds <- if (method == 2) 30 else 1
+  rounds <- if (method == 2) 3 else 1
   for (round in 1:rounds) { w <- weight(p); p <- settle(p, w) }
   w <- weight(p)
   list(nugget = p[1], psill = p[2], range = p[3], SSErr = sum(w * (v$gamma - curve(p))^2))
@@ -68,7 +68,9 @@ matrices <- lapply(1:2, function(k) {
 by_id <- function(v) { ids <- unique(as.character(v$id)); setNames(lapply(ids, function(i) table(v[v$id == i, ])), ids) }
 by_direction <- function(v) { a <- sort(unique(v$dir.hor)); setNames(lapply(a, function(d) table(v[v$dir.hor == d, ])), a) }
 
-cobalt <- variogram(Co ~ 1, jura, cutoff = 1.5, width = 0.1)
+# sites are given to 10 m: edges that no distance is on
+edges <- 0.003 + (1:15) / 10
+cobalt <- variogram(Co ~ 1, jura, boundaries = edges, cutoff = 1.503)
 k <- NULL
 for (metal in c("Cd", "Ni", "Zn")) k <- gstat(k, metal, as.formula(paste0(metal, " ~ 1")), jura)
 
@@ -86,8 +88,8 @@ writeLines(json(list(
     fits = fits(alone, list(Sph = vgm(1, "Sph", 900, 1), Exp = vgm(1, "Exp", 300, 1)))),
   jura = list(
     cobalt = table(cobalt),
-    cressie = table(variogram(Co ~ 1, jura, cutoff = 1.5, width = 0.1, cressie = TRUE)),
-    directions = by_direction(variogram(Co ~ 1, jura, cutoff = 1.5, width = 0.1, alpha = c(22.5, 67.5, 112.5, 157.5))),
-    cross = by_id(variogram(k, cutoff = 1.5, width = 0.1)),
+    cressie = table(variogram(Co ~ 1, jura, boundaries = edges, cutoff = 1.503, cressie = TRUE)),
+    directions = by_direction(variogram(Co ~ 1, jura, boundaries = edges, cutoff = 1.503, alpha = c(0, 45, 90, 135))),
+    cross = by_id(variogram(k, boundaries = edges, cutoff = 1.503)),
     fits = fits(cobalt, list(Sph = vgm(10, "Sph", 1, 2), Exp = vgm(10, "Exp", 0.4, 2))))
 )), out)

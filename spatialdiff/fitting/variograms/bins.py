@@ -58,7 +58,7 @@ class Bins:
         if self.bandwidth is not None:
             across = np.sqrt(np.maximum(distance**2 - along**2, 0.0))
             inside &= across <= self.bandwidth * (1.0 + _SLACK)
-        return inside
+        return np.asarray(inside)
 
 
 def make_bins(
@@ -99,7 +99,7 @@ def unit_vector(direction: Direction, dimension: int) -> np.ndarray:
             )
         angle = math.radians(direction)
         return np.array([math.cos(angle), math.sin(angle)])
-    vector = np.asarray(torch.as_tensor(direction, dtype=torch.float64).cpu())
+    vector = torch.as_tensor(direction, dtype=torch.float64).cpu().numpy()
     length = float(np.linalg.norm(vector))
     if vector.shape != (dimension,) or not math.isfinite(length) or length == 0.0:
         raise ValueError(
@@ -124,7 +124,7 @@ def _edges(
     if max_distance is not None and not (math.isfinite(max_distance) and max_distance > 0.0):
         raise ValueError(f"max_distance must be positive and finite, got {max_distance!r}")
     if bins is not None and not isinstance(bins, int):
-        edges = np.array(torch.as_tensor(bins, dtype=torch.float64).cpu())
+        edges = torch.as_tensor(bins, dtype=torch.float64).cpu().numpy().copy()
         if edges.ndim != 1 or len(edges) < 2 or not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
             raise ValueError(f"bins must be a number of bins or at least two increasing edges, got {bins!r}")
         if edges[0] < 0.0:

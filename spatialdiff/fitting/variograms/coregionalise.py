@@ -5,9 +5,9 @@ r"""The linear model of coregionalisation fitted to cross-variograms [Goulard & 
    \qquad g_q = k_q(0) - k_q
 
 with channels in units of their standard deviations. One matrix at a time is replaced by the projection of its
-least-squares solution onto the positive semi-definite matrices, the others held. For weights that differ among
-the pairs of channels the projection takes a step of the length that the largest weight allows, which lowers the
-sum as well (majorisation); the problem is convex, and has one minimum.
+least-squares solution onto the positive semi-definite matrices, the others held. For weights that differ
+among the pairs of channels the projection takes a step of the length that the largest weight allows, which
+lowers the sum as well (majorisation); the problem is convex, and has one minimum.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class Variogram:
 
     @property
     def standard_errors(self) -> Tensor:
-        """Standard errors of ``gamma`` from the spread of the independent fields, ``s/√N``; NaN for one field,
-        whose pairs say nothing on them because they depend on one another.
+        """Standard errors of ``gamma`` from the spread of the independent fields, ``s/√N``; NaN for one
+        field, whose pairs say nothing on them because they depend on one another.
         """
         if self.n_fields == 1:
             return torch.full_like(self.gamma, math.nan)
@@ -144,15 +144,15 @@ def variogram(
         domain: where they are; any with coordinates.
         bins: increasing edges, or how many of one width; None: 15 (no narrower than a cell of a grid).
         estimator: "matheron" (unbiased), "cressie", "dowd" or "genton" (robust against outliers).
-        direction: an angle in degrees from the first axis towards the second, or a vector ``(d,)``; None: all.
-        tolerance: half-angle of the cone about the direction, degrees.
+        direction: an angle in degrees from the first axis towards the second, or a vector ``(d,)``; None:
+        all. tolerance: half-angle of the cone about the direction, degrees.
         bandwidth: farthest from the direction's axis, in units of length.
         max_distance: last edge, where ``bins`` is no edges. Default: a third of the diagonal of the bounding
             box, at most half a period; a sixth of a great circle on a sphere.
         cross: cross-variograms of all pairs of channels, in which a pair of sites counts where both channels
             are known at both.
-        mean: what is taken off first, as in :func:`fit` ("linear", covariates, …); residuals of ordinary least
-            squares.
+        mean: what is taken off first, as in :func:`fit` ("linear", covariates, …); residuals of ordinary
+            least squares.
         missing: "raise", or "omit": NaN is a value that was not observed.
         metric: "euclidean" or "great_circle" (sites in R³ on a sphere about the origin); by default great
             circles on a `Sphere` only.
@@ -259,9 +259,10 @@ def _sums(
         if estimator == "matheron":
             return lattice.sums_on_grid(data.values, observed, grid, bins, cross)
         return lattice.robust_on_grid(data.values, observed, grid, bins, estimator)
-    values, sites = data.flat().numpy(), domain.sites().numpy()
+    places = pairs.distinct_sites(domain)
+    values, sites = data.flat()[..., places].numpy(), domain.sites()[places].numpy()
     flat_observed = data.flat_observed()
-    seen = None if flat_observed is None else flat_observed.numpy()
+    seen = None if flat_observed is None else flat_observed[..., places].numpy()
     if estimator in ADDITIVE:
         return pairs.sums_on_points(values, seen, sites, bins, estimator, cross, great_circle), None
     return pairs.values_on_points(values, seen, sites, bins, estimator, great_circle), None

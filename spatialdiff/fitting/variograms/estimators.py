@@ -8,8 +8,8 @@ r"""Estimators of the semivariance ``γ(h) = ½ E (x(s) - x(s+h))²`` from the i
 ===============  ===========================================================  =============================
 
 The constants make the last three consistent for Gaussian increments: :math:`2.198 = 1/\Phi^{-1}(3/4)^2`
-rounded, and ``2.2191`` does the same for the lower quartile of the differences. ``N`` counts pairs. Matheron's
-is unbiased for every law; one outlier spoils it.
+rounded, and ``2.2191`` does the same for the lower quartile of the differences. ``N`` counts pairs.
+Matheron's is unbiased for every law; one outlier spoils it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def check_estimator(estimator: str, cross: bool) -> None:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if cross and estimator != "matheron":
         raise ValueError(
-            f"cross-variograms are means of products of increments: estimator={estimator!r} has no such form; "
-            "use 'matheron', or cross=False for the channels one by one"
+            f"cross-variograms are means of products of increments: estimator={estimator!r} has no such "
+            "form; use 'matheron', or cross=False for the channels one by one"
         )
 
 
@@ -61,12 +61,14 @@ def of_values(increments: np.ndarray, estimator: str) -> float:
         return float(0.5 * _DOWD * np.median(np.abs(increments)) ** 2)
     if estimator == "genton":
         return 0.5 * (_GENTON * _lower_quartile_of_differences(increments)) ** 2
-    return float(finish(transform(increments, estimator).sum(), np.float64(number), estimator))
+    return float(
+        finish(transform(increments, estimator).sum(keepdims=True), np.array([number]), estimator)[0]
+    )
 
 
 def _lower_quartile_of_differences(values: np.ndarray) -> float:
-    """The ``C(⌊N/2⌋+1, 2)``-th smallest ``|y_i - y_j|``, ``i < j``, by bisection on sorted values: for a bound
-    ``r`` the number of differences at most ``r`` is found by binary searches in O(N log N).
+    """The ``C(⌊N/2⌋+1, 2)``-th smallest ``|y_i - y_j|``, ``i < j``, by bisection on sorted values: for a
+    bound ``r`` the number of differences at most ``r`` is found by binary searches in O(N log N).
     """
     n = len(values)
     if n < 2:

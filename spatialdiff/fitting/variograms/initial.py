@@ -14,8 +14,8 @@ from spatialdiff.fitting.variograms.empirical import Variogram
 
 
 def initial_values(variogram: Variogram) -> dict[str, float]:
-    """``{"nugget": …, "sill": …, "range": …}``; the sill includes the nugget, and the range is the distance to
-    95 % of the sill. Of channels the mean of those of their (direct) variograms.
+    """``{"nugget": …, "sill": …, "range": …}``; the sill includes the nugget, and the range is the
+    distance to 95 % of the sill. Of channels the mean of those of their (direct) variograms.
     """
     lags, gamma, counts = direct(variogram)
     found = [_of_one(lags[:, c], gamma[:, c], counts[:, c]) for c in range(lags.shape[1])]

@@ -5,10 +5,10 @@ With ``w`` the indicator of the cells that hold a value and ``⋆`` correlation,
 .. math:: \sum_x w(x) w(x+h) (z(x)-z(x+h))^2 = (w z^2 ⋆ w)(h) + (w ⋆ w z^2)(h) - 2 (w z ⋆ w z)(h)
 
 over ``(w⋆w)(h)`` pairs, and likewise for the product of the increments of two channels with ``w`` the cells
-where both are known [Marcotte 1996]. Open axes are padded with zeros, periodic axes wrap around, where the lag
-is that to the nearest image. Every pair occurs at ``h`` and ``-h``: sums over all lags are halved. (A lag of
-half a period is its own mirror image; its direction along that axis has both signs, and pairs there count
-half in each.)
+where both are known [Marcotte 1996]. Open axes are padded with zeros, periodic axes wrap around, where the
+lag is that to the nearest image. Every pair occurs at ``h`` and ``-h``: sums over all lags are halved. (A
+lag of half a period is its own mirror image; its direction along that axis has both signs, and pairs there
+count half in each.)
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from spatialdiff.fitting.variograms.pairs import Sums, channel_pairs, check_numb
 
 @dataclass(frozen=True)
 class LagTable:
-    """The lags ``(m, d)`` on the lattice that a variogram's bins hold, in units of length, the ``bins`` ``(m,)``
-    they are in, and ``weights`` ``(c, m)``, the share of each in the pairs of its bin (of every pair of
-    channels, or 1 row where they are the same).
+    """The lags ``(m, d)`` on the lattice that a variogram's bins hold, in units of length, the
+    ``bins`` ``(m,)`` they are in, and ``weights`` ``(c, m)``, the share of each in the pairs of its bin (of
+    every pair of channels, or 1 row where they are the same).
     """
 
     lags: Tensor
@@ -38,7 +38,7 @@ class LagTable:
     weights: Tensor
 
     def average(self, values: Tensor, number: int) -> Tensor:
-        """Means ``(c, number)`` over the pairs of the bins of a function of the lag, ``(m,)`` or ``(c, m)``."""
+        """Means ``(c, number)`` over the pairs of each bin of a function of the lag, ``(m,)``, ``(c, m)``."""
         terms = self.weights * values
         return terms.new_zeros(len(terms), number).index_add(1, self.bins, terms)
 
@@ -79,7 +79,7 @@ def lag_sums(
         return np.asarray(scipy.fft.rfftn(x, shape, axes=axes))
 
     def correlation(f: np.ndarray, g: np.ndarray) -> np.ndarray:
-        return np.asarray(scipy.fft.irfftn(np.conj(f) * g, shape, axes=axes))[where]
+        return np.asarray(scipy.fft.irfftn(np.conj(f) * g, shape, axes=axes)[where])
 
     fields, channels = values.shape[:2]
     pairs = channel_pairs(channels, cross)

@@ -1,9 +1,10 @@
 r"""The variogram of a kernel at the lags of an empirical one: ``γ(h; θ) = k(0) - k(h)``.
 
-On a grid the model's value for a bin is the mean of ``γ(h; θ)`` over exactly the pairs that are in it, so that
+On a grid the model's value for a bin is the mean of ``γ(h; θ)`` over exactly the pairs that are in it, so
+that
 ``E γ̂ = γ(θ)`` whatever the anisotropy, the width of the bins and the periods (where ``k`` is the periodised
-kernel). Elsewhere it is ``γ`` at the mean distance of the pairs, along the direction; a kernel that depends on
-the direction is averaged over directions where the variogram is of all.
+kernel). Elsewhere it is ``γ`` at the mean distance of the pairs, along the direction; a kernel that depends
+on the direction is averaged over directions where the variogram is of all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
-from spatialdiff.covariance.periodic import stationary_at
+from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.fitting.variograms.empirical import Variogram
@@ -27,7 +28,7 @@ _DIRECTIONS = 24
 
 
 class Semivariance(nn.Module):
-    """``γ`` of a kernel ``(..., 1, 1)``, or of a coregionalisation ``(..., C, C)``, at differences ``(..., d)``
+    """``γ`` of a kernel ``(..., 1, 1)`` or a coregionalisation ``(..., C, C)`` at differences ``(..., d)``
     or at great-circle distances on a sphere.
     """
 
@@ -60,7 +61,7 @@ class Semivariance(nn.Module):
 
 
 class Periodised(nn.Module):
-    """``γ`` of the periodised kernel at whole-number lags per axis, ``(*lags, 1, 1)`` or ``(*lags, C, C)``."""
+    """``γ`` of the periodised kernel at whole-number lags per axis, 0 first, ``(*lags, C', C')``."""
 
     def __init__(self, kernel: Kernel | Coregionalization, grid: Grid) -> None:
         super().__init__()
@@ -74,9 +75,9 @@ class Periodised(nn.Module):
             return torch.stack(terms).sum(0)
 
     def _of(self, kernel: Kernel, indices: Sequence[Tensor]) -> Tensor:
-        origin = [torch.zeros(1, dtype=torch.long)] * self.grid.ndim
+        # the first of the indices is 0 on every axis
         values = stationary_at(kernel, self.grid, list(indices))[0]
-        return stationary_at(kernel, self.grid, origin)[0].reshape(()) - values
+        return values[(0,) * self.grid.ndim] - values
 
 
 class VariogramModel:
@@ -84,8 +85,8 @@ class VariogramModel:
     `Coregionalization`; ``(b, C, C')`` where the channels' patterns of missing values differ).
 
     Raises:
-        ValueError: a kernel that is not stationary (nor isotropic on the sphere), or of another dimension than
-            the sites; a coregionalisation of another number of channels, or without cross-variograms.
+        ValueError: a kernel that is not stationary (nor isotropic on the sphere), or of another dimension
+            than the sites; a coregionalisation of another number of channels, or without cross-variograms.
     """
 
     def __init__(self, model: KernelParameters, variogram: Variogram) -> None:
@@ -108,9 +109,13 @@ class VariogramModel:
         table = variogram.table
         if any(grid.periodic):
             steps = (table.lags / torch.tensor(grid.spacing, dtype=torch.float64)).round().long()
-            found = [torch.unique(steps[:, axis], return_inverse=True) for axis in range(grid.ndim)]
-            self._indices = [values for values, _ in found]
-            self._places = [place for _, place in found]
+            if all(reflection_symmetric(k) for k in _kernels(kernel)):
+                steps = steps.abs()
+            self._indices = [torch.unique(torch.cat([steps.new_zeros(1), column])) for column in steps.T]
+            # 0 first
+            self._indices = [torch.cat([i[i == 0], i[i != 0]]) for i in self._indices]
+            places = zip(steps.T, self._indices, strict=True)
+            self._places = [(column[:, None] == i).long().argmax(dim=1) for column, i in places]
             self._module = Periodised(kernel, grid)
             self.lags = table.lags
             return
@@ -221,6 +226,11 @@ def directions(d: int) -> Tensor:
     )
 
 
+def _kernels(kernel: Kernel | Coregionalization) -> list[Kernel]:
+    """The kernels of a coregionalisation, or the one there is."""
+    return list(kernel.kernels) if isinstance(kernel, Coregionalization) else [kernel]
+
+
 def _pair_numbers(channels: int) -> Tensor:
     numbers = torch.empty(channels, channels, dtype=torch.long)
     number = 0
@@ -251,10 +261,10 @@ def _check(kernel: Kernel | Coregionalization, variogram: Variogram) -> None:
             )
     elif variogram.cross and variogram.channels > 1:
         raise ValueError(
-            "cross-variograms are fitted by a Coregionalization: give one, or variogram(..., cross=False) for "
-            "one kernel of all channels"
+            "cross-variograms are fitted by a Coregionalization: give one, or variogram(..., "
+            "cross=False) for one kernel of all channels"
         )
-    parts_ = kernel.kernels if isinstance(kernel, Coregionalization) else [kernel]
-    for part in parts_:
-        if hasattr(part, "check_dimension"):
-            part.check_dimension(variogram.domain.dimension)
+    for part in _kernels(kernel):
+        check = getattr(part, "check_dimension", None)
+        if check is not None:
+            check(variogram.domain.dimension)

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from spatialdiff.domains import Domain, Sphere
 from spatialdiff.fitting.variograms.bins import Bins
 from spatialdiff.fitting.variograms.estimators import MOST_VALUES, of_values, transform
 
@@ -23,8 +26,8 @@ _DENSE = 0.1
 @dataclass
 class Sums:
     """Per field (1 where the fields share a pattern), channel pair and bin: ``sums`` of what an additive
-    estimator sums, ``counts`` of pairs, ``distances`` summed; or ``values``, the semivariances of an estimator
-    that is not additive, with those of single fields.
+    estimator sums, ``counts`` of pairs, ``distances`` summed; or ``values``, the semivariances of an
+    estimator that is not additive, with those of single fields.
     """
 
     sums: np.ndarray
@@ -38,6 +41,15 @@ def channel_pairs(channels: int, cross: bool) -> list[tuple[int, int]]:
     if not cross:
         return [(a, a) for a in range(channels)]
     return [(a, b) for a in range(channels) for b in range(a, channels)]
+
+
+def distinct_sites(domain: Domain) -> Tensor:
+    """Places in ``domain.sites()`` of the different sites: a pole of a sphere is written along its row."""
+    places = torch.arange(len(domain.sites()))
+    if isinstance(domain, Sphere) and domain.poles:
+        columns = domain.shape[1]
+        places = torch.cat([places[:1], places[columns:-columns], places[-1:]])
+    return places
 
 
 def blocks(sites: np.ndarray, bins: Bins, great_circle: bool) -> Iterator[tuple[np.ndarray, ...]]:
@@ -85,10 +97,8 @@ def sums_on_points(
             into = csr_matrix((np.ones(number), (place[some], np.arange(number))), (bins.number, number))
             for place_of, (a, b) in enumerate(channels):
                 y = values[:, a, q] - values[:, a, p]
-                if a == b:
-                    terms = transform(y, estimator)
-                else:
-                    terms = y * (values[:, b, q] - values[:, b, p])
+                other = y if a == b else values[:, b, q] - values[:, b, p]
+                terms = transform(y, estimator) if a == b else y * other
                 present = np.ones((1, number))
                 if observed is not None:
                     both = observed[:, a] if a == b else observed[:, a] & observed[:, b]

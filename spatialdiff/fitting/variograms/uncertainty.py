@@ -5,9 +5,9 @@ With ``V = Cov(γ̂)``, weights ``W`` and ``J = ∂γ/∂θ`` at the estimate, :
 strongly dependent: taking them as independent, as the residuals of a regression, understates every error.
 
 - With independent fields ``V`` is the covariance of their semivariances divided by their number.
-- Otherwise, for a Gaussian field of covariance Γ: :math:`\hat\gamma_k = x^T A_k x` with ``A_k`` the Laplacian of
-  the graph of the bin's pairs over ``2 N_k``, and :math:`V_{kl} = 2 \operatorname{tr}(A_k Γ A_l Γ)` [Cressie
-  1985; Genton 1998]; with ``N`` fields it is divided by ``N``.
+- Otherwise, for a Gaussian field of covariance Γ: :math:`\hat\gamma_k = x^T A_k x` with ``A_k`` the
+  Laplacian of the graph of the bin's pairs over ``2 N_k``, and :math:`V_{kl} = 2 \operatorname{tr}(A_k Γ A_l
+  Γ)` [Cressie 1985; Genton 1998]; with ``N`` fields it is divided by ``N``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.fitting.variograms.bins import Bins
 from spatialdiff.fitting.variograms.empirical import Variogram
-from spatialdiff.fitting.variograms.pairs import blocks
+from spatialdiff.fitting.variograms.pairs import blocks, distinct_sites
 from spatialdiff.kernels import Coregionalization
 
 FEWEST_FIELDS = 10
@@ -31,8 +31,8 @@ _MOST_SITES = 2000
 def parameter_covariance(
     spread: GaussianSpread, theta: Tensor, jacobian: Tensor, weight: Tensor, inside: Tensor
 ) -> tuple[Tensor, str]:
-    """Covariance ``(p, p)`` of the estimate of ``theta`` and where it comes from; NaN for parameters at a bound,
-    and where nothing is known.
+    """Covariance ``(p, p)`` of the estimate of ``theta`` and where it comes from; NaN for parameters at a
+    bound, and where nothing is known.
     """
     variograms, entries = spread.variograms, spread.entries
     p = len(theta)
@@ -60,7 +60,8 @@ def parameter_covariance(
 
 
 class GaussianSpread:
-    """``θ → Cov(γ̂; θ)`` ``(m, m)`` of the entries that are fitted, for Gaussian fields; channels are independent.
+    """``θ → Cov(γ̂; θ)`` ``(m, m)`` of the entries that are fitted, for Gaussian fields and independent
+    channels.
 
     ``unknown`` says why there is none, or nothing.
     """
@@ -74,14 +75,16 @@ class GaussianSpread:
         """The covariance. Raises ValueError where there is none."""
         if self.unknown:
             raise ValueError(
-                f"the covariance of the semivariances is not available ({self.unknown}): use weights='n/h2' or "
-                "'n/gamma2'"
+                f"the covariance of the semivariances is not available ({self.unknown}): use "
+                "weights='n/h2' or 'n/gamma2'"
             )
         first = self.variograms[0]
         if self._laplacians is None:
             self._laplacians = torch.cat([_laplacians(v) for v in self.variograms])
         with torch.no_grad():
-            products = self._laplacians @ self.model.matrix(theta, first.domain.sites())
+            products = self._laplacians @ self.model.matrix(
+                theta, first.domain.sites()[distinct_sites(first.domain)]
+            )
         turned = products.mT.reshape(len(products), -1)
         bins = 2.0 * (products.reshape(len(products), -1) @ turned.mT) / first.n_fields
         index, channel, offset = [], [], 0
@@ -96,7 +99,7 @@ class GaussianSpread:
 
 def _laplacians(variogram: Variogram) -> Tensor:
     """``A_k`` of each bin, ``(b, n, n)``."""
-    sites = variogram.domain.sites().numpy()
+    sites = variogram.domain.sites()[distinct_sites(variogram.domain)].numpy()
     direction = None if variogram.direction is None else variogram.direction.numpy()
     bins = Bins(variogram.edges.numpy(), direction, variogram.tolerance, variogram.bandwidth)
     both = torch.zeros(bins.number, len(sites), len(sites), dtype=torch.float64)
