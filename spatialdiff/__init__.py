@@ -19,7 +19,8 @@ from spatialdiff.version import __version__
 os.environ.setdefault("KEOPS_VERBOSE", "0")
 
 if TYPE_CHECKING:
-    from spatialdiff import data, evaluation, kernels, networks, oracles, plotting
+    from spatialdiff import conditioning, data, evaluation, fitting, kernels, networks, oracles, plotting
+    from spatialdiff.conditioning import Kriging, fill
     from spatialdiff.covariance import (
         BlockCovariance,
         CirculantCovariance,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     )
     from spatialdiff.denoisers import Denoiser
     from spatialdiff.domains import Graph, Grid, MaskedGrid, Mesh, Points, RectilinearGrid, Sphere
-    from spatialdiff.fitting import FitResult, fit
+    from spatialdiff.fitting import FitResult, Variogram, fit, variogram
     from spatialdiff.objectives import BridgeMixture, Denoising
     from spatialdiff.processes import (
         VE,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from spatialdiff.training import Trainer
 
 _HOME = {
+    "conditioning": "Kriging fill",
     "covariance": (
         "BlockCovariance CirculantCovariance CoregionalizedCovariance CosineCovariance Covariance "
         "DenseCovariance GraphMaternCovariance KroneckerCovariance LowRankCovariance MaskedCovariance "
@@ -75,7 +77,7 @@ _HOME = {
     ),
     "denoisers": "Denoiser",
     "domains": "Graph Grid MaskedGrid Mesh Points RectilinearGrid Sphere",
-    "fitting": "FitResult fit",
+    "fitting": "FitResult Variogram fit variogram",
     "objectives": "BridgeMixture Denoising",
     "processes": (
         "VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField OrnsteinUhlenbeck "
@@ -84,7 +86,7 @@ _HOME = {
     "sampling": "sample",
     "training": "Trainer",
 }
-_MODULES = ("data", "evaluation", "kernels", "networks", "oracles", "plotting")
+_MODULES = ("conditioning", "data", "evaluation", "fitting", "kernels", "networks", "oracles", "plotting")
 _NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "GraphMaternCovariance",
     "Grid",
     "IndependentField",
+    "Kriging",
     "KroneckerCovariance",
     "LowRankCovariance",
     "MaskedCovariance",
@@ -130,18 +133,23 @@ __all__ = [
     "TorusCovariance",
     "Trainer",
     "UnboundedField",
+    "Variogram",
     "VecchiaCovariance",
     "WhiteCovariance",
     "__version__",
+    "conditioning",
     "covariance",
     "data",
     "evaluation",
+    "fill",
     "fit",
+    "fitting",
     "kernels",
     "networks",
     "oracles",
     "plotting",
     "sample",
+    "variogram",
     "white",
 ]
 

@@ -17,22 +17,22 @@ from torch import Tensor
 
 from spatialdiff.domains import Domain, Points
 from spatialdiff.fitting import diagnostics
+from spatialdiff.fitting.by_variogram import VARIOGRAM_OPTIONS, fit_by_variogram
 from spatialdiff.fitting.checks import looks_like_degrees
 from spatialdiff.fitting.derived import derived_quantities
+from spatialdiff.fitting.familyless import FAMILYLESS, familyless
 from spatialdiff.fitting.likelihoods.base import Likelihood
 from spatialdiff.fitting.mean import Mean
 from spatialdiff.fitting.methods import LIKELIHOODS, OPTIONS, STRUCTURES, check_options, choose
-from spatialdiff.fitting.nonparametric.spectrum import estimate_spectrum, make_basis
 from spatialdiff.fitting.observations import Observations, observe
 from spatialdiff.fitting.optimise import Optimum, maximise
 from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.fitting.result import FitResult, MeanShare, Search
+from spatialdiff.fitting.result import FitResult, Search
 from spatialdiff.fitting.starts import set_bounds, starting_points
 from spatialdiff.kernels import Chordal, Coregionalization, Nugget, SphericalKernel
 
-NONPARAMETRIC: Mapping[str, tuple[str, ...]] = {"spectrum": ("basis", "smoothing", "isotropic")}
-METHODS = ("auto", *LIKELIHOODS, *STRUCTURES, *NONPARAMETRIC)
-ALL_OPTIONS = {**OPTIONS, **NONPARAMETRIC}
+METHODS = ("auto", *LIKELIHOODS, *STRUCTURES, "variogram", *FAMILYLESS)
+ALL_OPTIONS = {**OPTIONS, "variogram": VARIOGRAM_OPTIONS, **FAMILYLESS}
 
 
 def fit(
@@ -66,8 +66,15 @@ def fit(
       ``tolerance``, ``seed``.
     - the name of a structure ("kronecker", "spde", "sphere", "graph", "torus", "reflection", "dense"): the
       exact likelihood through it.
-    - ``"spectrum"``: no family; the smoothed radial spectrum of the data in the torus or cosine basis, and
-      ``kernel`` may be ``None``. Options ``basis``, ``smoothing`` (octaves), ``isotropic``.
+    - ``"variogram"``: weighted least squares to the empirical variogram. Options ``weights``, ``bins``,
+      ``estimator``, ``directions``, ``tolerance``, ``bandwidth``, ``max_distance``, ``metric``; see
+      :func:`~spatialdiff.variogram`.
+    - ``"spectrum"``: no family; the smoothed radial spectrum of the data in the torus or cosine basis, or the
+      angular one on a sphere; ``kernel`` may be ``None``. Options ``basis``, ``smoothing`` (octaves),
+      ``isotropic``.
+    - ``"shrinkage"``: the empirical covariance shrunk towards the fit of ``kernel`` (or of the spectrum).
+      Options ``weight``, ``block``.
+    - ``"eof"``: empirical orthogonal functions and a diagonal. Options ``rank``, ``weights``, ``folds``.
     - ``"auto"``: exact where there is a fast exact way and for few sites, otherwise Whittle on grids and
       Vecchia elsewhere.
 
@@ -123,22 +130,33 @@ def fit(
             "their sum"
         )
     data = observe(fields, domain, mean, missing)
-    if method in NONPARAMETRIC:
-        check_options(method, options, ALL_OPTIONS)
-        return _fit_spectrum(data, dtype, **options)
+    check_options(_named(method, options), options, ALL_OPTIONS)
+    if method in FAMILYLESS:
+        target = None
+        if method == "shrinkage":
+            way = "spectrum" if kernel is None else "auto"
+            target = fit(
+                kernel, fields, domain, way, mean, fixed=fixed, bounds=bounds, ties=ties, starts=starts
+            )
+        return familyless(method, data, dtype, options, target)
     if kernel is None:
         raise ValueError(
-            "kernel may be None only with method='spectrum'; give a kernel such as Matern(nu=1.5) + "
-            "Nugget(0.01)"
+            f"kernel may be None only with {' or '.join(f'method={m!r}' for m in FAMILYLESS)}; give a kernel "
+            "such as Matern(nu=1.5) + Nugget(0.01)"
         )
     if starts < 1:
         raise ValueError(f"starts must be at least 1, got {starts}")
     if restricted and data.mean_model not in ("constant", "linear", "covariates", "function"):
         raise ValueError(f"restricted=True needs a mean with coefficients, got mean={mean!r}")
-    check_options(_named(method, options), options, ALL_OPTIONS)
     _check_sites(kernel, data)
     model = KernelParameters(kernel, fixed, bounds, ties)
     diagnostics.check_counts(model, data)
+    if method == "variogram":
+        if restricted:
+            raise ValueError("restricted=True is for likelihoods; method='variogram' has none")
+        found = fit_by_variogram(model, data, starts, options, dtype)
+        _check_coordinates(found, kernel, domain)
+        return found
     set_bounds(model, data)
     chosen = choose(method, model, data, restricted, options)
     points = starting_points(model, data, starts)
@@ -149,11 +167,7 @@ def fit(
     optimum = maximise(chosen.likelihood, points, max_iterations)
     result = _result(model, data, chosen.likelihood, optimum, evaluations, dtype)
     result.method, result.reason, result.restricted = chosen.method, chosen.reason, restricted
-    if isinstance(domain, Points) and _planar(kernel) and looks_like_degrees(domain.sites()):
-        result.warn(
-            "the coordinates look like longitudes and latitudes in degrees, but the kernel takes them for a "
-            "plane: project them, or use points on a sphere (coordinates in R³ and kernels.Chordal)"
-        )
+    _check_coordinates(result, kernel, domain)
     assert result.search is not None
     for text in diagnostics.complaints(model, data, optimum, result.search.covariance, chosen.likelihood):
         result.warn(text)
@@ -230,6 +244,15 @@ def _coefficients(
     }
 
 
+def _check_coordinates(result: FitResult, kernel: Kernel | Coregionalization, domain: Domain) -> None:
+    if isinstance(domain, Points) and _planar(kernel) and looks_like_degrees(domain.sites()):
+        result.warn(
+            "the coordinates look like longitudes and latitudes in degrees, but the kernel takes them for a "
+            "plane: project them, or use points on a sphere (coordinates in R³ and kernels.Chordal)",
+            stacklevel=3,
+        )
+
+
 def _planar(kernel: Kernel | Coregionalization) -> bool:
     """Whether no part of the kernel lives on a sphere."""
     return not any(isinstance(part, Chordal | SphericalKernel) for part in kernel.modules())
@@ -276,64 +299,3 @@ def _check_variances(result: FitResult, data: Observations) -> None:
             "alone, or use method='spectrum'",
             stacklevel=3,
         )
-
-
-def _fit_spectrum(
-    data: Observations,
-    dtype: torch.dtype,
-    basis: str | None = None,
-    smoothing: float = 0.15,
-    isotropic: bool = True,
-) -> FitResult:
-    grid = data.grid
-    chosen = basis or ("torus" if all(grid.periodic) else "cosine")
-    estimate = estimate_spectrum(data, make_basis(chosen, grid), smoothing, isotropic)
-    number = estimate.parameters + data.mean_parameters
-    shape = "isotropic" if isotropic else "not isotropic"
-    share = diagnostics.mean_share(data, estimate.share)
-    result = FitResult(
-        method="spectrum",
-        reason=f"{chosen} basis, {shape}, smoothed over {smoothing:g} octaves",
-        domain=grid,
-        channels=data.covariance_channels,
-        mean=data.mean.to(dtype),
-        parameters={"variance": estimate.variance, "mean_share": estimate.share},
-        standard_errors={"variance": estimate.variance_error, "mean_share": estimate.share_error},
-        log_likelihood=estimate.log_likelihood,
-        aic=2.0 * number - 2.0 * estimate.log_likelihood,
-        bic=number * math.log(data.n_values) - 2.0 * estimate.log_likelihood,
-        converged=True,
-        message="closed form",
-        n_evaluations=1,
-        n_fields=data.total,
-        mean_share=MeanShare(share.data, share.model, share.low, share.high),
-        spectrum=estimate.spectrum if data.channels > 1 else estimate.spectrum[0],
-        basis=chosen,
-        bins=estimate.bins,
-        derived={
-            "effective_range": (estimate.effective_range, math.nan),
-            "effective_parameters": (estimate.parameters, math.nan),
-        },
-    )
-    if data.count_at_zero == 0:
-        result.warn(
-            "the mean over the domain cannot be told from the mean that was estimated from a single field: "
-            "its variance was taken from the "
-            "longest waves; give more fields, or a known mean",
-            stacklevel=3,
-        )
-    elif estimate.at_floor:
-        result.warn(
-            "the fields have no variance in the mean over the domain (was it taken off every field?): it "
-            "was set to a "
-            "millionth of that of the longest waves, so that Γ can be inverted",
-            stacklevel=3,
-        )
-    elif estimate.share_error > diagnostics.POOR * estimate.share:
-        result.warn(
-            f"the share of variance in the mean over the domain, {estimate.share:.2g}, is poorly "
-            "identified: its "
-            f"standard error is {estimate.share_error / estimate.share:.0%} of it; give more fields",
-            stacklevel=3,
-        )
-    return result

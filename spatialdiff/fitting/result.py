@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from spatialdiff.covariance import Covariance, covariance
+from spatialdiff.covariance import Covariance, LowRankCovariance, covariance
 from spatialdiff.domains import Domain, Grid
 from spatialdiff.domains.state import domain_from_state, domain_state
 from spatialdiff.fitting.kernel_state import kernel_from_state, kernel_state
+from spatialdiff.fitting.nonparametric.shrinkage import shrunk_covariance
 from spatialdiff.fitting.nonparametric.smoothing import SpectrumBins
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from spatialdiff.fitting.inference.checks import ScaleCheck
     from spatialdiff.fitting.inference.intervals import Profile
     from spatialdiff.fitting.likelihoods.base import Likelihood
     from spatialdiff.fitting.optimise import Optimum
@@ -101,6 +105,9 @@ class FitResult:
         warnings: the texts of the :class:`FitWarning` s.
         mean_share: where the variance of the domain mean is.
         bins: the data's and the smooth radial spectrum (``"spectrum"`` only).
+        factors, diagonal: ``Γ = F Fᵀ + diag(d)`` of ``"eof"``; ``factors`` of ``"shrinkage"``, ``Γ = w T + F
+            Fᵀ`` with ``w`` the parameter ``weight``.
+        target: the fit ``T`` that was shrunk towards.
         n_fields: how many fields were given.
     """
 
@@ -123,6 +130,9 @@ class FitResult:
     spectrum: Tensor | None = None
     basis: str | None = None
     bins: SpectrumBins | None = None
+    factors: Tensor | None = None
+    diagonal: Tensor | None = None
+    target: FitResult | None = None
     derived: dict[str, tuple[float, float]] = field(default_factory=dict)
     coefficients: dict[str, tuple[float, float]] = field(default_factory=dict)
     restricted: bool = False
@@ -151,6 +161,12 @@ class FitResult:
         default structure; for a grid that is not periodic, ``sd.covariance(result.kernel, result.grid,
         method="cosine")`` is the one with a fast basis.
         """
+        if self.target is not None:
+            assert self.factors is not None
+            return shrunk_covariance(self.target.covariance, self.factors, self.parameters["weight"])
+        if self.diagonal is not None:
+            assert self.factors is not None
+            return LowRankCovariance(self.domain, self.factors, self.diagonal)
         if self.spectrum is not None:
             assert self.basis is not None
             return covariance(None, self.domain, self.channels, method=self.basis, spectrum=self.spectrum)
@@ -169,6 +185,25 @@ class FitResult:
         from spatialdiff.fitting.inference.intervals import profile
 
         return profile(self, name, level, points)
+
+    def check(self, fields: Tensor | None = None, **options: Any) -> ScaleCheck:
+        """The fitted Γ against the data at every scale; see :func:`spatialdiff.fitting.checks`.
+
+        ``fields`` and their ``mean`` are those that were fitted, and need not be given after a search in this
+        session.
+        """
+        from spatialdiff.fitting.inference.checks import checks
+        from spatialdiff.fitting.inference.pictures import observations_of
+
+        ways = {name: options.pop(name) for name in ("mean", "missing") if name in options}
+        return checks(self, observations_of(self, fields, self.domain, **ways), **options)
+
+    def plot(self, fields: Tensor | None = None, **options: Any) -> Figure:
+        """Diagnostics in pictures: variogram and spectrum with envelopes, residuals, quantiles; see
+        :func:`spatialdiff.fitting.diagnose`."""
+        from spatialdiff.fitting.inference.pictures import diagnose
+
+        return diagnose(self, fields, self.domain, **options)
 
     def warn(self, text: str, stacklevel: int = 2) -> None:
         """Store ``text`` among the warnings and emit it as a :class:`FitWarning`."""
@@ -193,11 +228,13 @@ class FitResult:
                 lines.append(f"  {'-' * width}  {'-' * 11}  {'-' * 11}")
             shown = "held" if name in self.held else ("-" if math.isnan(error) else f"{error:.4g}")
             lines.append(f"  {name:<{width}}  {value:>11.5g}  {shown:>11}")
+        lines.append("")
+        if not math.isnan(self.log_likelihood):
+            error = f" ± {self.log_likelihood_error:.2g}" if self.log_likelihood_error else ""
+            criteria = "" if math.isnan(self.aic) else f"   AIC {self.aic:.6g}   BIC {self.bic:.6g}"
+            kind = "restricted log-likelihood" if self.restricted else "log-likelihood"
+            lines.append(f"  {kind} {self.log_likelihood:.6g}{error}{criteria}")
         lines += [
-            "",
-            f"  {'restricted ' * self.restricted}log-likelihood {self.log_likelihood:.6g}"
-            + (f" ± {self.log_likelihood_error:.2g}" if self.log_likelihood_error else "")
-            + f"   AIC {self.aic:.6g}   BIC {self.bic:.6g}",
             f"  {'converged' if self.converged else 'NOT converged'} after {self.n_evaluations} "
             f"evaluations: {self.message}",
             "  share of variance in the domain mean: " + _share_text(self.mean_share),
@@ -221,6 +258,8 @@ class FitResult:
             value = getattr(self, entry.name)
             if entry.name == "domain":
                 value = domain_state(value)
+            elif entry.name == "target" and value is not None:
+                value = value.state_dict()
             elif entry.name in ("mean_share", "bins") and value is not None:
                 value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             elif entry.name == "kernel" and value is not None:
@@ -255,6 +294,7 @@ class FitResult:
             raise ValueError(f"the saved fit lacks {', '.join(missing)}")
         values = {name: state[name] for name in names}
         values["domain"] = domain_from_state(values["domain"])
+        values["target"] = None if values["target"] is None else cls.from_state(values["target"], kernel)
         values["mean_share"] = MeanShare(**values["mean_share"])
         values["bins"] = None if values["bins"] is None else SpectrumBins(**values["bins"])
         values["kernel"] = None if values["kernel"] is None else kernel_from_state(values["kernel"], kernel)
