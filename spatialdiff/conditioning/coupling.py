@@ -201,17 +201,12 @@ class KrigedStart:
         """The kriging covariance given fixed cells: Γ of the bridge from the kriged field.
 
         Raises:
-            ValueError: cells drawn at random; a periodic grid; drift functions given as fields.
+            ValueError: cells drawn at random; drift functions given as fields.
         """
         if not isinstance(self.cells, Tensor):
             raise ValueError(
                 "KrigedStart.covariance: cells drawn at random give every field a kriging covariance of its "
                 "own; use a fixed mask, or the covariance of the kernel as Γ."
-            )
-        if any(self.grid.periodic):
-            raise ValueError(
-                "KrigedStart.covariance: Kriging measures distances that do not wrap around; use a grid that "
-                "is not periodic, or the covariance of the kernel as Γ."
             )
         if isinstance(self.drift, Tensor):
             raise ValueError(
@@ -219,7 +214,8 @@ class KrigedStart:
                 "with the covariates at observations and targets."
             )
         sites = self.grid.coordinates()[self.cells]
-        kriging = Kriging(self.kernel, sites, torch.zeros(len(sites)), self.drift, self.noise, method="dense")
+        nothing = torch.zeros(len(sites), dtype=torch.float64)
+        kriging = Kriging(self.kernel, sites, nothing, self.drift, self.noise, method="dense")
         return kriging.covariance(self.grid)
 
     def __repr__(self) -> str:
