@@ -14,6 +14,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from spatialdiff.conditioning.pairs import between_lists
 from spatialdiff.conditioning.stationary import lagged, split_nugget
 from spatialdiff.covariance.checks import check_stationary
 from spatialdiff.domains import Domain, Grid, MaskedGrid
@@ -67,6 +68,11 @@ class Law:
             return at_pairs(part, first, second).double()
         return lagged(part, self.torus, first - second)
 
+    def _lists(self, part: Kernel, rows: Tensor, columns: Tensor) -> Tensor:
+        if self.torus is None:
+            return between_lists(part, rows, columns)
+        return lagged(part, self.torus, rows.unsqueeze(-2) - columns.unsqueeze(-3))
+
     def wrap(self, sites: Tensor) -> Tensor:
         """``sites`` moved by whole periods to where the torus has its cells."""
         if self.torus is None:
@@ -89,7 +95,7 @@ class Law:
         total = torch.zeros(len(place), len(place), dtype=torch.float64)
         with torch.no_grad():
             for matrix, part in self.terms:
-                values = self._at(part, sites.unsqueeze(-2), sites.unsqueeze(-3))
+                values = self._lists(part, sites, sites)
                 values = values if len(place) == len(sites) else values[place[:, None], place[None]]
                 total += values * matrix[channel[:, None], channel[None]]
         same = place[:, None] == place[None]
@@ -98,15 +104,22 @@ class Law:
     def cross(self, targets: Tensor, twin: Tensor, sites: Tensor, place: Tensor, channel: Tensor) -> Tensor:
         """Covariance of all channels at ``targets`` ``(t, d)`` with observations, ``(t, C, m)``; ``twin`` is
         the place that a target is on, or -1."""
-        total = torch.zeros(len(targets), self.count, len(place), dtype=torch.float64)
+        total: Tensor | None = None
         with torch.no_grad():
             for matrix, part in self.terms:
-                values = self._at(part, targets.unsqueeze(-2), sites.unsqueeze(-3))
+                values = self._lists(part, targets, sites)
                 values = values if len(place) == len(sites) else values[:, place]
-                total += values.unsqueeze(1) * matrix[:, channel]
+                # one channel has B = 1
+                each = (
+                    values.unsqueeze(1) if self.channels is None else values.unsqueeze(1) * matrix[:, channel]
+                )
+                total = each if total is None else total + each
+        if total is None:
+            total = torch.zeros(len(targets), self.count, len(place), dtype=torch.float64)
         if bool((self.nugget != 0).any()):
-            same = twin[:, None] == place[None]
-            total += same.unsqueeze(1) * self.nugget[:, channel]
+            on = (twin >= 0).nonzero().squeeze(-1)
+            same = twin[on, None] == place[None]
+            total[on] += same.unsqueeze(1) * self.nugget[:, channel]
         return total
 
     def variance(self, targets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spatialdiff.conditioning.kriging import Kriging
 
 # numbers that the covariances of one chunk may be
-_ENTRIES = 4_000_000
+_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 
 import spatialdiff as sd
 from spatialdiff.conditioning import Kriging, KrigingWarning, prediction
+from spatialdiff.conditioning.pairs import between_lists
+from spatialdiff.conditioning.stationary import split_nugget
 from spatialdiff.covariance.dense import kernel_matrix
 from spatialdiff.kernels import Chordal, Coregionalization, Exponential, Gaussian, Matern, Nugget, at_pairs
 
@@ -220,3 +222,22 @@ def test_equal_values_are_a_warning():
     for values in (torch.full((14,), 3.0), torch.stack((VALUES, torch.ones(14, dtype=F64)))):
         with pytest.warns(KrigingWarning, match="values are equal"):
             Kriging(KERNEL, POINTS, values).predict(POINTS)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        *(Matern(nu=nu, lengthscale=0.7, variance=1.3) + Nugget(0.2) for nu in (0.5, 1.5, 2.5)),
+        Gaussian([0.5, 0.9]) + Exponential(0.4),
+        Matern(nu=0.8, lengthscale=0.5) + Exponential(0.3),
+        Gaussian(0.5) * Exponential(2.0),
+    ],
+    ids=lambda kernel: repr(kernel)[:30],
+)
+def test_compiled_pairs_are_the_kernel(kernel):
+    rows, columns = (
+        torch.rand(n, 2, generator=torch.Generator().manual_seed(n), dtype=F64) for n in (400, 300)
+    )
+    smooth, _ = split_nugget(kernel)
+    exact = at_pairs(smooth, rows[:, None], columns[None]).detach()
+    torch.testing.assert_close(between_lists(smooth, rows, columns), exact, rtol=1e-13, atol=1e-15)
