@@ -27,6 +27,7 @@ from spatialdiff.fitting.scales import Scales
 from spatialdiff.fitting.starts import coordinates_of
 
 FLAT = 1e-7
+ENDLESS = 10.0
 POOR = 0.5
 
 
@@ -177,10 +178,12 @@ def _identification(
         return
     scale = diagonal.rsqrt()
     eigenvalues, vectors = torch.linalg.eigh(information * scale[:, None] * scale[None, :])
-    if float(eigenvalues[0]) < FLAT:
-        involved = [
-            name for name, weight in zip(names, vectors[:, 0].abs().tolist(), strict=True) if weight > 0.1
-        ]
+    involved = [
+        name for name, weight in zip(names, vectors[:, 0].abs().tolist(), strict=True) if weight > 0.1
+    ]
+    # how far the flattest direction can be followed, in logarithms
+    reach = float((vectors[:, 0].abs() * scale).amax() / eigenvalues[0].clamp(min=1e-300).sqrt())
+    if float(eigenvalues[0]) < FLAT or (reach > ENDLESS and len(involved) > 1):
         yield (
             f"{', '.join(involved)} are not identified separately (flat or ill-conditioned information "
             "matrix): hold one of them "

@@ -33,6 +33,7 @@ _STEP = 1e-4
 _SINGULAR = 1e10
 # a search stops so near to the maximum of an earlier one, in every θ
 _NEAR = 0.05
+_NEWTON_STEPS = 12
 # how far L-BFGS goes before it looks around, in every θ, and how often it may
 _REACH, _BOXES = 2.0, 12
 # beyond, differences of the gradient are one-sided: half the cost, and an error of a ten-thousandth
@@ -240,7 +241,7 @@ def _polish(
     value, slope = objective.gradient(theta)
     low, high = (torch.tensor(side, dtype=torch.float64) for side in zip(*bounds, strict=True))
     information, moved, decrement = None, math.inf, math.inf
-    for attempt in range(6):
+    for attempt in range(_NEWTON_STEPS):
         if information is None or moved > 1e-2:
             information = observed_information(objective, theta, slope)
         # a parameter is held at its bound only if the likelihood pushes it there
@@ -255,11 +256,11 @@ def _polish(
         curved = eigenvalues > 1e-9 * eigenvalues.abs().amax()
         coefficients = vectors.T @ g
         decrement = float((coefficients[curved].square() / eigenvalues[curved]).sum())
-        if decrement < 1e-2 * _DECREMENT or attempt == 5:
+        if decrement < 1e-2 * _DECREMENT or attempt == _NEWTON_STEPS - 1:
             break
         step = torch.zeros_like(theta)
         step[inside] = vectors[:, curved] @ (coefficients[curved] / eigenvalues[curved])
-        candidate = torch.minimum(torch.maximum(theta + step.clamp(-0.5, 0.5), low), high)
+        candidate = torch.minimum(torch.maximum(theta + step.clamp(-1.0, 1.0), low), high)
         try:
             new_value, new_slope = objective.gradient(candidate)
         except NotPositiveDefiniteError:
