@@ -177,7 +177,8 @@ def _compressed(rows: Tensor) -> Tensor:
         return rows
     values, vectors = torch.linalg.eigh(flat.T @ flat)
     kept = values > 1e-14 * values[-1]
-    return (vectors[:, kept] * values[kept].sqrt()).T.reshape(-1, *rows.shape[1:])
+    fewer: Tensor = (vectors[:, kept] * values[kept].sqrt()).T.reshape(-1, *rows.shape[1:])
+    return fewer
 
 
 def _has_inverse_root(base: Covariance) -> bool:

@@ -223,4 +223,5 @@ def _tiles(sites: Tensor | None, block_size: float | Sequence[float] | None) -> 
             f"{block_size!r}"
         )
     tile = torch.floor((sites - sites.amin(dim=0)) / side * (1 + 1e-12)).long()
-    return torch.unique(tile, dim=0, return_inverse=True)[1]
+    labels: Tensor = torch.unique(tile, dim=0, return_inverse=True)[1]
+    return labels

@@ -9,7 +9,8 @@ factor of 1.5.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def diagnose(
     data = observations_of(result, fields, domain, mean, missing)
     check = checks(result, data, simulations=simulations, seed=seed)
     kinds = {scale.kind for scale in check.scales}
-    panels = [kind for kind in ("variogram", "spectrum") if kind in kinds]
+    panels: list[str] = [kind for kind in ("variogram", "spectrum") if kind in kinds]
     panels += ["quantiles", *(["map"] if not isinstance(data.domain, Graph) else [])]
     from spatialdiff.plotting import style
 
@@ -176,12 +177,12 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _one(draw: object) -> Figure:
+def _one(draw: Callable[[Axes], None]) -> Figure:
     from spatialdiff.plotting import style
 
     with style():
         figure = _figure(4.6, 3.6)
-        draw(figure.subplots())  # type: ignore[operator]
+        draw(figure.subplots())
     return figure
 
 
@@ -289,7 +290,7 @@ def _map(figure: Figure, axis: Axes, values: Tensor, name: str, domain: Domain) 
     centre = 1.0 if name.startswith("root") else 0.0
     finite = values[torch.isfinite(values)]
     reach = max(float((finite - centre).abs().quantile(0.99) if finite.numel() < 10**7 else 3.0), 1e-12)
-    look = {"vmin": centre - reach, "vmax": centre + reach, "cmap": "RdBu_r"}
+    look: dict[str, Any] = {"vmin": centre - reach, "vmax": centre + reach, "cmap": "RdBu_r"}
     grid = domain.grid if isinstance(domain, MaskedGrid) else domain
     axis.grid(False)
     if isinstance(grid, Grid | Sphere) and grid.ndim > 1:
@@ -301,7 +302,7 @@ def _map(figure: Figure, axis: Axes, values: Tensor, name: str, domain: Domain) 
             axis.set_ylabel("latitude")
         elif grid.ndim == 2:
             extent = (0.0, grid.extent[1], grid.extent[0], 0.0)
-        origin = "lower" if isinstance(grid, Sphere) else "upper"
+        origin: Literal["lower", "upper"] = "lower" if isinstance(grid, Sphere) else "upper"
         shown = axis.imshow(
             picture.numpy(), interpolation="nearest", extent=extent, origin=origin, aspect="auto", **look
         )
@@ -314,7 +315,7 @@ def _map(figure: Figure, axis: Axes, values: Tensor, name: str, domain: Domain) 
             axis.axhline(centre, color=MODEL, lw=1.0)
         else:
             size = max(2.0, min(18.0, 3000.0 / len(sites)))
-            shown = axis.scatter(sites[:, 0], sites[:, 1], c=flat.numpy(), s=size, **look)
+            dots = axis.scatter(sites[:, 0], sites[:, 1], c=flat.numpy(), s=size, **look)
             axis.set_aspect("equal", adjustable="datalim")
-            figure.colorbar(shown, ax=axis)
+            figure.colorbar(dots, ax=axis)
     axis.set_title(name[0].upper() + name[1:])

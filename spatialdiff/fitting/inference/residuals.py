@@ -83,7 +83,8 @@ def _free_of(z: Tensor, columns: Tensor) -> Tensor:
     """Rows ``z`` ``(N, m)`` less the least-squares fit of the columns ``(m, q)`` to all of them together."""
     if not columns.shape[1]:
         return z
-    return z - torch.linalg.lstsq(columns, z.mean(dim=0).unsqueeze(1)).solution.T @ columns.T
+    fitted: Tensor = torch.linalg.lstsq(columns, z.mean(dim=0).unsqueeze(1)).solution.T @ columns.T
+    return z - fitted
 
 
 def _at_some_sites(

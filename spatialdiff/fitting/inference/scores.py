@@ -67,7 +67,8 @@ def gaussian_interval_score(mean: Tensor, deviation: Tensor, value: Tensor, leve
 
 def gaussian_pit(mean: Tensor, deviation: Tensor, value: Tensor) -> Tensor:
     """Probability integral transform ``Φ((value - mean)/deviation)``, elementwise."""
-    return torch.special.ndtr(_standardised(mean, deviation, value))
+    found: Tensor = torch.special.ndtr(_standardised(mean, deviation, value))
+    return found
 
 
 def normal_quantile(level: float) -> float:
@@ -107,7 +108,8 @@ def energy_score(ensemble: Tensor, value: Tensor, dims: int = 1) -> Tensor:
     apart = torch.zeros_like(near)
     for shift in range(1, size):
         apart = apart + (rows[shift:] - rows[:-shift]).norm(dim=-1).sum(dim=0)
-    return near - apart / (size * (size - 1))
+    score: Tensor = near - apart / (size * (size - 1))
+    return score
 
 
 def ensemble_crps(ensemble: Tensor, value: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ mean, and a site that is left out is left out of all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel
@@ -33,7 +34,7 @@ from spatialdiff.fitting.result import FitResult
 from spatialdiff.kernels import Coregionalization, Nugget
 
 DENSE_VALUES = 10_000
-Model = Kernel | Coregionalization | Covariance | FitResult
+Model: TypeAlias = "Kernel | Coregionalization | Covariance | FitResult"
 
 
 def cross_validate(

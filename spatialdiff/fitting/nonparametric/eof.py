@@ -206,7 +206,9 @@ def _log_prob(factors: Tensor, diagonal: Tensor, x: Tensor) -> Tensor:
     part = torch.linalg.solve_triangular(root, scaled @ white.T, upper=False)
     quadratic = white.square().sum() - part.square().sum()
     log_det = diagonal.log().sum() + 2.0 * root.diagonal().log().sum()
-    return -0.5 * (quadratic + len(x) * (log_det + x.shape[1] * math.log(2.0 * math.pi)))
+    constant = x.shape[1] * math.log(2.0 * math.pi)
+    total: Tensor = -0.5 * (quadratic + len(x) * (log_det + constant))
+    return total
 
 
 def _separated(values: Tensor, count: int) -> int:

@@ -64,7 +64,14 @@ def make_basis(name: str, grid: Grid) -> Basis:
 
 
 def estimate_spectrum(
-    data: Observations, basis: Basis, smoothing: float, isotropic: bool, anisotropic_modes: float = 2.0
+    data: Observations,
+    basis: Basis,
+    smoothing: float,
+    isotropic: bool,
+    anisotropic_modes: float = 2.0,
+    *,
+    power: Tensor | None = None,
+    seen: float = 1.0,
 ) -> SpectrumEstimate:
     """Smooth the mean power of each mode; see the module's text and :mod:`.smoothing`.
 
@@ -74,6 +81,8 @@ def estimate_spectrum(
         smoothing: bandwidth in octaves of wavenumber.
         isotropic: whether the spectrum depends on ``|k|`` only.
         anisotropic_modes: with ``isotropic=False``, the bandwidth across neighbouring modes, in mode numbers.
+        power: sums over the fields of the power of each mode, ``(C, *modes)``, instead of those of ``data``.
+        seen: share of the values that was observed, and so of the degrees of freedom that they are worth.
 
     Raises:
         ValueError: for a bandwidth that is not positive, or a single site.
@@ -84,14 +93,15 @@ def estimate_spectrum(
         raise ValueError(f"a spectrum needs a grid of at least 4 sites, got {data.grid}")
     weights = basis.weights.reshape(-1)
     wavenumbers = basis.wavenumbers.reshape(-1)
-    power = basis.analyze(data.values).abs().square().sum(dim=0).reshape(data.channels, -1) / data.count
+    sums = basis.analyze(data.values).abs().square().sum(dim=0) if power is None else power
+    power = sums.reshape(data.channels, -1) / data.count
     zero = int(wavenumbers.argmin())
     other = torch.arange(len(wavenumbers)) != zero
     if data.count_at_zero:
         power[:, zero] *= data.count / data.count_at_zero
     spectra, relative, parameters, at_floor = [], [], 0.0, False
     for channel in range(data.channels):
-        dof = weights[other] * data.count
+        dof = weights[other] * (data.count * seen)
         smooth = smooth_radial(power[channel, other], wavenumbers[other], dof, smoothing)
         shape = smooth.spectrum
         if not isotropic:
@@ -109,12 +119,12 @@ def estimate_spectrum(
         relative.append(smooth.relative_error)
         parameters += smooth.parameters + 1.0
     spectrum = torch.stack(spectra)
-    bins = _bins(power, spectrum, torch.stack(relative), weights, wavenumbers, data, smoothing, zero)
+    bins = _bins(power, spectrum, torch.stack(relative), weights, wavenumbers, data, smoothing, zero, seen)
     count = weights * data.count
     count[zero] = float(data.count_at_zero)
-    sums = power * count
-    log_likelihood = float(-0.5 * (count * (2.0 * math.pi * spectrum).log() + sums / spectrum).sum())
-    moments = _moments(spectrum, weights, data, zero)
+    terms = count * ((2.0 * math.pi * spectrum).log() + power / spectrum)
+    log_likelihood = -0.5 * float(terms.sum())
+    moments = _moments(spectrum, weights, data, zero, seen)
     return SpectrumEstimate(
         spectrum.reshape(data.channels, *basis.modes),
         bins,
@@ -151,6 +161,7 @@ def _bins(
     data: Observations,
     smoothing: float,
     zero: int,
+    seen: float,
 ) -> SpectrumBins:
     other = torch.arange(len(wavenumbers)) != zero
     index, number = bin_index(wavenumbers[other], smoothing / 2.0)
@@ -162,7 +173,9 @@ def _bins(
     size = torch.zeros(number, dtype=torch.float64).index_add_(0, index, weights[other])
     mean_power = torch.cat((power[:, zero : zero + 1], averaged(power[:, other]) / size), dim=1)
     mean_smooth = torch.cat((spectrum[:, zero : zero + 1], averaged(spectrum[:, other]) / size), dim=1)
-    dof = torch.cat((torch.tensor([float(data.count_at_zero)], dtype=torch.float64), size * data.count))
+    dof = torch.cat(
+        (torch.tensor([float(data.count_at_zero)], dtype=torch.float64), size * data.count * seen)
+    )
     squares = averaged(spectrum[:, other].square()) / size
     spread = torch.cat((spectrum[:, zero : zero + 1].square(), squares), dim=1)
     error = torch.where(dof > 0, (2.0 * spread / dof.clamp(min=1.0)).sqrt(), torch.nan)
@@ -182,15 +195,15 @@ def _bins(
 
 
 def _moments(
-    spectrum: Tensor, weights: Tensor, data: Observations, zero: int
+    spectrum: Tensor, weights: Tensor, data: Observations, zero: int, seen: float
 ) -> tuple[float, float, float, float]:
     """Variance and share of the domain mean, averaged over channels, with standard errors from chi-square of
     each mode."""
     n, channels = data.grid.size, data.channels
-    count = torch.full_like(weights, float(data.count))
+    count = torch.full_like(weights, data.count * seen)
     count[zero] = float(data.count_at_zero)
     variance = float((weights * spectrum).sum()) / (n * channels)
-    each = torch.where(count > 0, 2.0 * weights * spectrum.square() / count.clamp(min=1.0), torch.nan)
+    each = torch.where(count > 0, 2.0 * weights * spectrum.square() / count.clamp(min=1e-300), torch.nan)
     total_error = math.sqrt(float(each.sum())) / (n * channels)
     at_zero = float(spectrum[:, zero].sum()) / (n * channels)
     share = at_zero / variance
