@@ -160,7 +160,7 @@ def test_model_is_the_expectation_on_a_periodic_grid() -> None:
     grid = sd.Grid((12, 8), (1.0, 1.5), (True, True))
     kernel = Exponential(4.0, variance=2.0)
     x = sample(kernel, grid, 300, 7)
-    v = variogram(x, grid, 6)
+    v = variogram(x, grid, 5)
     model = KernelParameters(kernel)
     expected = VariogramModel(model, v)(model.start())
     assert ((v.gamma - expected).abs() < 4.5 * v.standard_errors).all()
@@ -259,11 +259,13 @@ def test_coregionalisation_of_the_meuse_metals() -> None:
         expected = torch.tensor(ORACLE["meuse"]["lmc"][name], dtype=torch.float64).reshape(4, 4)
         assert float(torch.linalg.eigvalsh(expected).min()) > 0
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    fit = fit_variogram(v, kernel, fixed={"lengthscale": 900.0}, starts=1)
+    pair = variogram(metals[:, ::3], table.domain, cross=True)
+    kernel = Coregionalization([(eye[:2, :2], Nugget(1.0)), (eye[:2, :2], Spherical(900.0))])
+    fit = fit_variogram(pair, kernel, fixed={"lengthscale": 900.0}, starts=1)
     assert isinstance(fit.kernel, Coregionalization)
     for (found, _), expected in zip(fit.kernel.terms, (nugget, sill), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    free = fit_variogram(v, kernel, starts=1)
+        torch.testing.assert_close(found, expected[::3, ::3], rtol=1e-5, atol=1e-6)
+    free = fit_variogram(pair, kernel, starts=1)
     assert free.objective < fit.objective
     assert 800 < free.parameters["lengthscale"] < 1200
 

@@ -86,8 +86,9 @@ def variogram_map(
         near = np.flatnonzero(np.abs(steps) * h <= most * (1.0 + 1e-9))
         lags.append(torch.from_numpy(steps[near] * h))
         kept.append(near)
-    where = (slice(None), *np.ix_(*kept))
-    shown = [torch.from_numpy(np.ascontiguousarray(x[where])) for x in (gamma, counts)]
+    for axis, near in enumerate(kept):
+        gamma, counts = (np.take(x, near, axis=axis + 1) for x in (gamma, counts))
+    shown = [torch.from_numpy(x) for x in (gamma, counts)]
     if not data.has_channels:
         shown = [x[0] for x in shown]
     return VariogramMap(tuple(lags), shown[0], shown[1])

@@ -180,8 +180,8 @@ class Problem:
             first.numpy(),
             slope,
             bounds=(self.low.numpy(), self.high.numpy()),
-            xtol=1e-12,
-            ftol=1e-14,
+            xtol=1e-11,
+            ftol=1e-12,
             gtol=1e-14,
             max_nfev=300,
         )
