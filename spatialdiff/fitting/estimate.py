@@ -22,6 +22,8 @@ from spatialdiff.fitting.checks import looks_like_degrees
 from spatialdiff.fitting.derived import derived_quantities
 from spatialdiff.fitting.familyless import FAMILYLESS, familyless
 from spatialdiff.fitting.likelihoods.base import Likelihood
+from spatialdiff.fitting.likelihoods.monte_carlo import require_precision
+from spatialdiff.fitting.likelihoods.stochastic import StochasticLikelihood
 from spatialdiff.fitting.mean import Mean
 from spatialdiff.fitting.methods import LIKELIHOODS, OPTIONS, STRUCTURES, check_options, choose
 from spatialdiff.fitting.observations import Observations, observe
@@ -59,11 +61,12 @@ def fit(
       otherwise by Cholesky factorisation in O(n³).
     - ``"whittle"``: maximum Whittle likelihood on a regular grid in O(n log n), with the expected
       periodogram (no bias from edges or aliasing); missing cells are imputed. Options ``density``
-      ("expected" or "lattice"), ``taper`` (share of each open axis under a cosine bell).
+      ("expected" or "lattice"), ``taper`` (share of each open axis under a cosine bell); with missing cells
+      ``imputations``, ``padding``, ``seed``.
     - ``"vecchia"``: each site given its nearest neighbours, by Fisher scoring in O(n m³), for scattered
       points by the million. Options ``neighbors``, ``ordering``, ``engine``.
     - ``"iterative"``: conjugate gradients and stochastic Lanczos, with a standard error. Options ``probes``,
-      ``tolerance``, ``seed``.
+      ``tolerance``, ``neighbors`` (of the preconditioner), ``seed``.
     - the name of a structure ("kronecker", "spde", "sphere", "graph", "torus", "reflection", "dense"): the
       exact likelihood through it.
     - ``"variogram"``: weighted least squares to the empirical variogram. Options ``weights``, ``bins``,
@@ -112,7 +115,8 @@ def fit(
             coinciding sites without a nugget, unknown names, options of another method.
         TypeError: for fields that are not a floating-point tensor, a kernel that is not one of gpytorch, an
             unknown option.
-        RuntimeError: where no starting point gives a usable covariance.
+        RuntimeError: where no starting point gives a usable covariance; where the random error of a
+            likelihood would show in the estimates (``MonteCarloError``).
 
     Warns:
         FitWarning: for a parameter at a bound or not identified, no convergence, a domain mean that the model
@@ -165,6 +169,8 @@ def fit(
         rough = maximise(chosen.screen, points, max_iterations)
         evaluations, points = rough.evaluations, [rough.theta]
     optimum = maximise(chosen.likelihood, points, max_iterations)
+    if isinstance(chosen.likelihood, StochasticLikelihood):
+        require_precision(chosen.likelihood, optimum.theta, optimum.information, optimum.interior)
     result = _result(model, data, chosen.likelihood, optimum, evaluations, dtype)
     result.method, result.reason, result.restricted = chosen.method, chosen.reason, restricted
     _check_coordinates(result, kernel, domain)

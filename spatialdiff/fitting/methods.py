@@ -39,9 +39,9 @@ _SCREENED = 1000
 # the options of each method beside those of every fit
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "exact": (),
-    "whittle": ("density", "taper", "padding", "imputations", "seed"),
+    "whittle": ("density", "taper", "padding", "imputations", "seed", "neighbors", "tolerance"),
     "vecchia": ("neighbors", "ordering", "engine"),
-    "iterative": ("probes", "tolerance", "seed"),
+    "iterative": ("probes", "tolerance", "seed", "neighbors"),
 }
 
 
