@@ -2,10 +2,12 @@ r"""Fisher scoring: Newton's method with the expected information.
 
 ``θ ← θ + I(θ)⁻¹ ∂ℓ``, which always points uphill since ``I`` is positive semi-definite, with steps of at most
 one unit in every θ (a factor e for a length scale), halved until the likelihood rises, and parameters held
-at bounds that it pushes them to. It ends where the decrement ``∂ℓᵀ I⁻¹ ∂ℓ``, the squared distance to the
-optimum in standard errors, is small; five to ten evaluations do where L-BFGS takes twenty to forty.
+at bounds that the likelihood or the step pushes them to. Where no length does, the information is damped,
+``I + λ diag I`` (Levenberg and Marquardt). It ends where the decrement ``∂ℓᵀ I⁻¹ ∂ℓ``, the squared distance
+to the optimum in standard errors, is small; five to ten evaluations do where L-BFGS takes twenty to forty.
 
-Source: Guinness 2021, section 2; Nocedal & Wright 2006, section 3.1.
+Source: Guinness 2021, section 2; Nocedal & Wright 2006, sections 3.1 and 10.3; Bertsekas 1982, "Projected
+Newton methods for optimization problems with simple constraints" (bounds).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefinite
 DECREMENT = 1e-5
 _HALVINGS = 12
 _ARMIJO = 1e-4
+_DAMPINGS = (0.0, 1.0, 100.0)
 
 
 class Scored(Protocol):
@@ -57,28 +60,46 @@ def fisher_scoring(
         inside = ~(((theta <= low) & (slope <= 0)) | ((theta >= high) & (slope >= 0)))
         if not bool(inside.any()):
             return theta, value, "scoring: every parameter is at a bound"
-        step, decrement = _step(information[inside][:, inside], slope[inside])
-        if decrement < DECREMENT:
-            return (
-                theta,
-                value,
-                f"scoring: converged, {decrement:.1g} squared standard errors from the optimum",
-            )
-        full = torch.zeros_like(theta)
-        full[inside] = step / max(1.0, float(step.abs().amax()))
-        found = _rise(objective, theta, value, slope, full, low, high)
+        found = None
+        for damping in _DAMPINGS:
+            step, decrement = _inward(information, slope, inside, theta <= low, theta >= high, damping)
+            if damping == 0.0 and decrement < DECREMENT:
+                return (
+                    theta,
+                    value,
+                    f"scoring: converged, {decrement:.1g} squared standard errors from the optimum",
+                )
+            step = step / max(1.0, float(step.abs().amax()))
+            found = _rise(objective, theta, value, slope, step, low, high)
+            if found is not None:
+                break
         if found is None:
             return theta, value, "scoring: no step along the direction of scoring raises the likelihood"
         theta, value, slope = found
     return theta, value, f"scoring: {max_iterations} steps were not enough"
 
 
-def _step(information: Tensor, slope: Tensor) -> tuple[Tensor, float]:
-    """``I⁻¹ ∂ℓ`` and the decrement; flat directions, in the units of the diagonal, are damped."""
+def _inward(
+    information: Tensor, slope: Tensor, inside: Tensor, at_low: Tensor, at_high: Tensor, damping: float
+) -> tuple[Tensor, float]:
+    """The step of the parameters ``inside`` and its decrement, without those that it would push out of their
+    bounds, which would turn the rest of it away from uphill."""
+    while True:
+        step = torch.zeros_like(slope)
+        step[inside], decrement = _step(information[inside][:, inside], slope[inside], damping)
+        outward = inside & ((at_low & (step < 0)) | (at_high & (step > 0)))
+        if not bool(outward.any()):
+            return step, decrement
+        inside = inside & ~outward
+
+
+def _step(information: Tensor, slope: Tensor, damping: float) -> tuple[Tensor, float]:
+    """``(I + λ diag I)⁻¹ ∂ℓ`` and the decrement; flat directions, in the units of the diagonal, are
+    damped."""
     scale = information.diagonal().clamp(min=1e-300).rsqrt()
     values, vectors = torch.linalg.eigh(information * scale[:, None] * scale[None])
     coefficients = vectors.T @ (scale * slope)
-    damped = values.clamp(min=1e-8 * float(values[-1]))
+    damped = values.clamp(min=1e-8 * float(values[-1])) + damping
     step = scale * (vectors @ (coefficients / damped))
     return step, float((coefficients.square() / damped).sum())
 
@@ -95,7 +116,9 @@ def _rise(
         except NotPositiveDefiniteError:
             objective.singular += 1
         else:
-            if new_value >= value + _ARMIJO * float(slope @ (candidate - theta)):
+            # clipped at the bounds the step may go nowhere or downhill to first order
+            expected = float(slope @ (candidate - theta))
+            if expected > 0 and new_value >= value + _ARMIJO * expected:
                 return candidate, new_value, new_slope
         length *= 0.5
     return None
