@@ -2,8 +2,9 @@ r"""Residuals without their correlation: :math:`z = R^{-1} e` with :math:`\Gamma
 independent where the model is right.
 
 On the whole domain where ``R`` has an inverse and nothing is missing. Otherwise at the sites nearest to one
-of them, by the Cholesky factor of their covariance, which is exact for any part of the domain. The mean is
-the one of generalised least squares, whose residuals have no part along the decorrelated design.
+of them, by the symmetric root of their covariance, which is exact for any part of the domain and, unlike a
+Cholesky factor, does not depend on the order of the sites. The mean is the one of generalised least squares,
+whose residuals have no part along the decorrelated design.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from spatialdiff.fitting.inference.checks import law_on
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.result import FitResult
 
-MOST_SITES = 1500
+MOST_SITES = 800
+_MOST_PATTERNS = 20
 MOST_VALUES = 200_000
 
 
@@ -42,7 +44,8 @@ def decorrelated(result: FitResult, data: Observations, seed: int = 0) -> Tensor
         number = max(1, MOST_VALUES // size)
         rows = torch.randperm(data.total, generator=generator)[:number].sort().values
     values = data.values[rows] * scale
-    whole = data.observed is None and gamma.domain == data.domain
+    few = gamma.method == "dense" and data.domain.size <= MOST_SITES
+    whole = data.observed is None and gamma.domain == data.domain and not few
     if whole:
         found = _whitened(gamma, data, values)
         if found is not None:
@@ -138,10 +141,10 @@ def _solved(matrix: Tensor, values: Tensor, design: Tensor, seen: Tensor | None)
     patterns, which = torch.unique(seen, dim=0, return_inverse=True)
     white: list[Tensor] = []
     columns: list[Tensor] = []
-    for number, pattern in enumerate(patterns):
-        factor = torch.linalg.cholesky(matrix[pattern][:, pattern])
+    for number, pattern in enumerate(patterns[:_MOST_PATTERNS]):
+        lengths, vectors = torch.linalg.eigh(matrix[pattern][:, pattern])
+        root = (vectors * lengths.rsqrt()) @ vectors.T
         rows = values[which == number][:, pattern]
-        white.append(torch.linalg.solve_triangular(factor, rows.T, upper=False).T.reshape(-1))
-        along = torch.linalg.solve_triangular(factor, design[pattern], upper=False)
-        columns.append(along.repeat(len(rows), 1))
+        white.append((rows @ root).reshape(-1))
+        columns.append((root @ design[pattern]).repeat(len(rows), 1))
     return _free_of(torch.cat(white).unsqueeze(0), torch.cat(columns))[0]
