@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from gpytorch.kernels import AdditiveKernel, Kernel
-from gpytorch.module import Module
+from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
-from spatialdiff.kernels import Anisotropic, Coregionalization, Gneiting, GridField, Nonstationary, Separable
+from spatialdiff.fitting.roles import VARIANCES, axes_of, prefixes_of, redundant_in
+from spatialdiff.fitting.storage import quantity_of
+from spatialdiff.kernels import Anisotropic, Coregionalization, Gneiting, GridField, Nonstationary
 from spatialdiff.kernels.local import ConstantField
 
-VARIANCES = ("variance", "outputscale")
 LENGTHS = ("lengthscale", "timescale", "angle")
 # turning a principal axis by half a circle changes nothing
 _HALF_TURN = math.pi
@@ -97,67 +97,11 @@ class Parameter:
         return half - (half - theta) % self.period
 
 
-class _Logarithm:
-    """How :class:`~spatialdiff.kernels.local.ConstantField` stores a positive number."""
-
-    lower_bound, upper_bound = 0.0, math.inf
-
-    @staticmethod
-    def transform(raw: Tensor) -> Tensor:
-        return raw.exp()
-
-    @staticmethod
-    def inverse_transform(natural: Tensor) -> Tensor:
-        return natural.log()
-
-
-class _Positive:
-    """A positive number stored as it is."""
-
-    lower_bound, upper_bound = 0.0, math.inf
-
-    @staticmethod
-    def transform(raw: Tensor) -> Tensor:
-        return raw
-
-    @staticmethod
-    def inverse_transform(natural: Tensor) -> Tensor:
-        return natural
-
-
-def constraints_of(kernel: nn.Module) -> dict[str, Any]:
-    """How each parameter is stored, by path: an object with ``transform``, ``inverse_transform`` and bounds;
-    ``None`` where it is stored as it is.
-
-    Raises:
-        ValueError: trainable matrices of a local anisotropy.
-    """
-    found: dict[str, Any] = {}
-    for path, _ in kernel.named_parameters():
-        owner_path, _, name = path.rpartition(".")
-        owner = kernel.get_submodule(owner_path)
-        if isinstance(owner, ConstantField):
-            found[path] = _Logarithm()
-        elif isinstance(owner, GridField):
-            quantity = _quantity(owner_path)
-            if quantity == "anisotropy":
-                raise ValueError(
-                    "the matrices of a local anisotropy have to stay positive definite, which single numbers "
-                    "do not: use lengthscale=GridField(..., trainable=True) and angles=GridField(..., "
-                    "trainable=True) instead of anisotropy="
-                )
-            found[path] = None if quantity == "angles" else _Positive()
-        else:
-            is_gpytorch = isinstance(owner, Module)
-            found[path] = owner.constraint_for_parameter_name(name) if is_gpytorch else None
-    return found
-
-
 def describe(kernel: Kernel | Coregionalization, constraints: Mapping[str, Any]) -> list[Parameter]:
     """The parameters of ``kernel`` at their present values, with readable names."""
     found: list[Parameter] = []
-    axes = _axes(kernel)
-    redundant = set(_redundant(kernel))
+    axes = axes_of(kernel)
+    redundant = set(redundant_in(kernel))
     for path, value in kernel.named_parameters():
         if isinstance(kernel, Coregionalization) and path.startswith("roots."):
             found += _root_entries(path, value, len(kernel.roots))
@@ -165,7 +109,7 @@ def describe(kernel: Kernel | Coregionalization, constraints: Mapping[str, Any])
         owner_path, _, raw_name = path.rpartition(".")
         owner = kernel.get_submodule(owner_path)
         local = isinstance(owner, GridField | ConstantField)
-        attribute = _quantity(owner_path) if local else raw_name.removeprefix("raw_")
+        attribute = quantity_of(owner_path) if local else raw_name.removeprefix("raw_")
         parent = kernel.get_submodule(owner_path.rpartition(".")[0]) if local else owner
         constraint = constraints[path]
         lower, upper = -math.inf, math.inf
@@ -177,7 +121,7 @@ def describe(kernel: Kernel | Coregionalization, constraints: Mapping[str, Any])
         kind = _kind(attribute, parent)
         turned = isinstance(parent, Anisotropic) and "angles" in parent._parameters
         shape = natural.shape if local else natural.reshape(-1).shape
-        own, excluded = next((axes[key] for key in _prefixes(owner_path) if key in axes), (None, None))
+        own, excluded = next((axes[key] for key in prefixes_of(owner_path) if key in axes), (None, None))
         if isinstance(parent, Gneiting) and attribute == "timescale":
             own = (parent.time_axis,)
         places = list(itertools.product(*map(range, shape)))
@@ -215,11 +159,9 @@ def triangular(root: Tensor) -> Tensor:
     """The lower trapezoidal ``L'`` ``(C, r)`` with ``L' L'ᵀ = L Lᵀ`` and a positive diagonal."""
     lower = torch.linalg.qr(root.mT, mode="r").R.mT
     diagonal = lower.diagonal()
-    lower = lower * torch.where(diagonal < 0.0, -1.0, 1.0)
-    least = 1e-6 * float(lower.abs().amax())
-    lower = lower.tril()
-    lower.diagonal().clamp_(min=least)
-    return lower
+    turned: Tensor = (lower * torch.where(diagonal < 0.0, -1.0, 1.0)).tril()
+    turned.diagonal().clamp_(min=1e-6 * float(turned.abs().amax()))
+    return turned
 
 
 def _root_entries(path: str, root: Tensor, terms: int) -> list[Parameter]:
@@ -243,11 +185,6 @@ def _root_entries(path: str, root: Tensor, terms: int) -> list[Parameter]:
                 )
             )
     return entries
-
-
-def _quantity(owner_path: str) -> str:
-    """The local quantity that a field inside a kernel is, such as ``lengthscale``."""
-    return owner_path.rpartition(".")[2].removesuffix("_field")
 
 
 def _kind(attribute: str, parent: nn.Module) -> str:
@@ -275,62 +212,6 @@ def _unit(attribute: str, parent: nn.Module) -> float:
         length = getattr(inner, "lengthscale", None)
         return float(length.detach().mean()) if isinstance(length, Tensor) else 1.0
     return 1.0
-
-
-def _prefixes(path: str) -> list[str]:
-    """``a.b.c``, ``a.b``, ``a``, and the empty path."""
-    parts = path.split(".") if path else []
-    return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
-
-
-def _axes(kernel: nn.Module) -> dict[str, tuple[tuple[int, ...] | None, int | None]]:
-    """The coordinates that kernels inside a separable one see, and the one that the space of Gneiting's does
-    not, by path."""
-    found: dict[str, tuple[tuple[int, ...] | None, int | None]] = {}
-    for path, module in kernel.named_modules():
-        prefix = f"{path}." if path else ""
-        if isinstance(module, Separable):
-            for number, (axes, _) in enumerate(module.factors):
-                found[f"{prefix}kernels.{number}"] = (axes, None)
-        elif isinstance(module, Gneiting):
-            found[f"{prefix}space"] = (None, module.time_axis)
-    return found
-
-
-def _redundant(kernel: nn.Module) -> list[str]:
-    """Paths of parameters of which only the product with another that is fitted is identified."""
-    found: list[str] = []
-    for path, module in kernel.named_modules():
-        prefix = f"{path}." if path else ""
-        inner = {"lengthscale": f"{prefix}kernel.raw_lengthscale", "variance": f"{prefix}kernel.raw_variance"}
-        if isinstance(module, Nonstationary):
-            fitted = {
-                name: any(p.requires_grad for p in part.parameters())
-                for name in ("lengthscale", "standard_deviation")
-                if isinstance(part := getattr(module, f"{name}_field"), nn.Module)
-            }
-            if fitted.get("lengthscale"):
-                found.append(inner["lengthscale"])
-            if fitted.get("standard_deviation"):
-                found.append(inner["variance"])
-        elif isinstance(module, Anisotropic) and not module._relative and module.raw_scales.requires_grad:
-            found.append(inner["lengthscale"])
-        elif isinstance(module, Coregionalization):
-            for number, (root, part) in enumerate(zip(module.roots, module.kernels, strict=True)):
-                if root.requires_grad:
-                    found += _scale_paths(part, f"{prefix}kernels.{number}.")
-    return found
-
-
-def _scale_paths(kernel: nn.Module, prefix: str) -> list[str]:
-    """Paths of the variances that set the scale of ``kernel``; in a sum, of its first part."""
-    if isinstance(kernel, AdditiveKernel):
-        return _scale_paths(kernel.kernels[0], f"{prefix}kernels.0.")
-    return [
-        f"{prefix}{path}"
-        for path, _ in kernel.named_parameters()
-        if path.rpartition(".")[2].removeprefix("raw_") in VARIANCES
-    ]
 
 
 def _readable(parameters: list[Parameter]) -> list[Parameter]:

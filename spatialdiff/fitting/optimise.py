@@ -282,7 +282,7 @@ def observed_information(objective: Objective, theta: Tensor, slope: Tensor) -> 
     for j in range(len(theta)):
         step = torch.zeros_like(theta)
         step[j] = _STEP
-        sides = []
+        sides: list[tuple[float, Tensor]] = []
         for sign in (1.0, -1.0):
             if not bounds[j][0] <= float(theta[j]) + sign * _STEP <= bounds[j][1] or (many and sides):
                 continue

@@ -24,7 +24,8 @@ from spatialdiff.covariance.grids.lattice import torus_eigenvalues
 from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid
 from spatialdiff.fitting.likelihoods.spectra import full_spectrum
-from spatialdiff.fitting.naming import Parameter, constraints_of, describe, triangular
+from spatialdiff.fitting.naming import Parameter, describe, triangular
+from spatialdiff.fitting.storage import constraints_of
 from spatialdiff.kernels import Coregionalization
 
 
@@ -90,6 +91,7 @@ class KernelParameters:
                 for root in self.kernel.roots:
                     root.copy_(triangular(root))
         self._evaluator = _Evaluator(self.kernel)
+        self._single = not isinstance(self.kernel, Coregionalization)
         self._mirrored = self._single and reflection_symmetric(self.kernel)
         self._constraints = constraints_of(self.kernel)
         self._shapes = {name: value.shape for name, value in self.kernel.named_parameters()}
@@ -99,14 +101,9 @@ class KernelParameters:
         self._tie(ties)
         if not self.free:
             raise ValueError(
-                "no parameter of the kernel is left to fit: all are named in fixed= or have "
-                "requires_grad=False "
+                "no parameter of the kernel is left to fit: all are in fixed= or have requires_grad=False "
                 "(kernel.requires_grad_() frees the parameters of an already fitted kernel)"
             )
-
-    @property
-    def _single(self) -> bool:
-        return not isinstance(self.kernel, Coregionalization)
 
     @property
     def held(self) -> list[str]:

@@ -143,7 +143,7 @@ def _neighbour_distance(sites: Tensor) -> float:
         return 1.0
     chosen = places[np.random.default_rng(0).permutation(len(places))[:_SITES]]
     distances, _ = cKDTree(places).query(chosen, k=2)
-    return float(np.median(distances[:, 1]))
+    return float(np.median(np.asarray(distances)[:, 1]))
 
 
 def _along_axis(data: Observations, grid: Grid, axis: int) -> float:

@@ -8,11 +8,12 @@ and directions of anisotropy at several angles, since the likelihood has more th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatialdiff.domains import Graph
+from spatialdiff.domains import Graph, Grid, MaskedGrid
 from spatialdiff.fitting.naming import Parameter, triangular
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
@@ -39,8 +40,8 @@ def set_bounds(model: KernelParameters, data: Observations) -> None:
     if not isinstance(domain, Graph):
         keep_valid(model, domain.dimension)
     periods: list[float] = []
-    if any(domain.periodic):
-        grid = getattr(domain, "grid", domain)
+    grid = domain.grid if isinstance(domain, MaskedGrid) else domain
+    if isinstance(grid, Grid) and any(grid.periodic):
         closed = all(grid.periodic) and model.torus_density(model.start(), grid) is not None
         periods = [e for e, wraps in zip(grid.extent, grid.periodic, strict=True) if wraps and not closed]
     for p in model.free:
@@ -135,7 +136,8 @@ def _set_roots(model: KernelParameters, theta: Tensor, data: Observations) -> No
     total = channel_covariance(data)
     smooth = sum(not isinstance(part, Nugget) for part in kernel.kernels)
     positions = {(p.path, p.index): i for i, p in enumerate(model.free)}
-    for number, (root, part) in enumerate(zip(kernel.roots, kernel.kernels, strict=True)):
+    for number, root in enumerate(kernel.roots):
+        part: Any = kernel.kernels[number]
         share = 1.0
         if smooth and smooth < len(kernel.kernels):
             nugget = isinstance(part, Nugget)

@@ -123,4 +123,5 @@ def _directions(d: int) -> Tensor:
         return torch.stack([angle.cos(), angle.sin()], dim=-1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8 * _DIRECTIONS, d, dtype=torch.float64, generator=generator)
-    return x / x.norm(dim=-1, keepdim=True)
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True)
+    return unit
