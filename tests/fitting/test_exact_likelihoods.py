@@ -160,7 +160,8 @@ def test_structures_against_the_normal(method, domain, kernel, mean, channels):
                 for each in (x.unsqueeze(1) if not channels else x).unbind(1)
             )
         assert float(likelihood(model.start())) == pytest.approx(float(exact), rel=1e-9)
-    theta = model.start().requires_grad_()
+    # away from where the structure was built
+    theta = (model.start() + 0.2 * normal(len(model.start()), seed=4)).requires_grad_()
     (slope,) = torch.autograd.grad(likelihood(theta), theta)
     for i in range(len(theta)):
         step = torch.zeros(len(theta)).double()

@@ -5,40 +5,26 @@ r"""The exact Gaussian log-likelihood through a structure of Γ that has a solve
            - N\sum_c b_c^T A^{-1} b_c\Big], \quad A = X^T\Gamma^{-1}X,\; b_c = X^T\Gamma^{-1}\bar e_c
 
 with :math:`\Gamma(\theta)` any :class:`~spatialdiff.covariance.Covariance`: Kronecker factors, the sparse
-precision of a mesh or a graph, harmonics of a sphere. The structure is built once and evaluated at θ by
-swapping its parameters, so that what differs between structures is theirs alone. The restricted likelihood is
-that of :mod:`.dense`.
+precision of a mesh or a graph, harmonics of a sphere. The structure is built once, on a kernel of its own
+that is set to θ; the derivative in its parameters is taken there and then (a structure may compute what a
+backward pass needs only when it runs), and goes on to θ by the chain rule. The restricted likelihood is that
+of :mod:`.dense`.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spatialdiff.covariance import Covariance, covariance
+from spatialdiff.covariance import covariance
 from spatialdiff.domains import Sphere
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
-
-
-class _Terms(nn.Module):
-    """Solves and determinant of Γ as a function of the raw parameters of ``kernel``."""
-
-    def __init__(self, gamma: Covariance) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(self, fields: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gamma.solve(fields), self.gamma.log_det()
-
-
-class _Variance(_Terms):
-    def forward(self, fields: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gamma.matmul(fields), self.gamma.variance()
 
 
 class StructuredLikelihood(Likelihood):
@@ -71,11 +57,9 @@ class StructuredLikelihood(Likelihood):
                 "'whittle' on a grid"
             )
         self.model, self.data, self.restricted, self.method = model, data, restricted, method
-        self.gamma = covariance(model.kernel, data.domain, None, method, **options)
-        self._terms, self._moments = _Terms(self.gamma), _Variance(self.gamma)
-        # one name for each parameter: a module that is swapped under two names is not put back
-        places = {id(value): name for name, value in self._terms.named_parameters()}
-        self._names = {path: places[id(value)] for path, value in model.kernel.named_parameters()}
+        self.kernel = copy.deepcopy(model.kernel).requires_grad_(True)
+        self.gamma = covariance(self.kernel, data.domain, None, method, **options)
+        self._parameters = dict(self.kernel.named_parameters())
         domain = data.domain
         flat = data.flat()
         self._size = domain.size
@@ -101,16 +85,17 @@ class StructuredLikelihood(Likelihood):
             return weight
         return None
 
-    def call(self, module: nn.Module, theta: Tensor, argument: Tensor) -> Any:
-        """``module(argument)`` of a module that holds Γ as ``gamma``, with the parameters of ``theta``."""
-        raw = {self._names[path]: value for path, value in self.model.raw_values(theta).items()}
-        return torch.func.functional_call(module, raw, (argument,), tie_weights=False)
+    def set(self, raw: Mapping[str, Tensor]) -> None:
+        """Set the kernel to raw parameters."""
+        with torch.no_grad():
+            for path, value in raw.items():
+                self._parameters[path].copy_(value)
 
-    def _evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``Σ eᵀΓ⁻¹e``, ``A`` ``(q, q)``, ``b`` ``(C, q)`` and ``log det Γ``."""
+    def _evaluate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``Σ eᵀΓ⁻¹e``, ``A`` ``(q, q)``, ``b`` ``(C, q)`` and ``log det Γ`` of the kernel as it is set."""
         vectors, columns, _ = self._split
         try:
-            solved, log_det = self.call(self._terms, theta, self._fields)
+            solved, log_det = self.gamma.solve(self._fields), self.gamma.log_det()
         except (ValueError, RuntimeError) as error:
             if "positive definite" in str(error) or "singular" in str(error) or "cholesky" in str(error):
                 raise NotPositiveDefiniteError from error
@@ -124,8 +109,24 @@ class StructuredLikelihood(Likelihood):
         return trace, 0.5 * (gram + gram.T), cross, log_det
 
     def __call__(self, theta: Tensor) -> Tensor:
+        raw = self.model.raw_values(theta)
+        self.set(raw)
+        wanted = torch.is_grad_enabled() and theta.requires_grad
+        with torch.set_grad_enabled(wanted):
+            value = self._value()
+        if not wanted:
+            return value
+        names = list(raw)
+        slopes = torch.autograd.grad(value, [self._parameters[name] for name in names], allow_unused=True)
+        result = value.detach()
+        for name, slope in zip(names, slopes, strict=True):
+            if slope is not None:
+                result = result + (slope * (raw[name] - raw[name].detach())).sum()
+        return result
+
+    def _value(self) -> Tensor:
         data = self.data
-        trace, gram, cross, log_det = self._evaluate(theta)
+        trace, gram, cross, log_det = self._evaluate()
         number, q = data.count * data.channels, self._split[1]
         value = -0.5 * (number * (self._size * math.log(2.0 * math.pi) + log_det) + trace)
         if q:
@@ -150,7 +151,8 @@ class StructuredLikelihood(Likelihood):
         if self.data.design is None:
             return None
         with torch.no_grad():
-            _, gram, cross, _ = self._evaluate(theta)
+            self.set(self.model.raw_values(theta))
+            _, gram, cross, _ = self._evaluate()
             found: Tensor = torch.linalg.solve(gram, cross.T).T
         return found
 
@@ -158,7 +160,8 @@ class StructuredLikelihood(Likelihood):
         if self.data.design is None:
             return None
         with torch.no_grad():
-            found: Tensor = torch.linalg.inv(self._evaluate(theta)[1]) / self.data.total
+            self.set(self.model.raw_values(theta))
+            found: Tensor = torch.linalg.inv(self._evaluate()[1]) / self.data.total
         return found
 
     def mean_variance(self, theta: Tensor) -> tuple[float, float]:
@@ -168,5 +171,6 @@ class StructuredLikelihood(Likelihood):
         weight = self.data.domain.unflatten(self.data.domain.flatten(weight))
         weight = weight / weight.sum()
         with torch.no_grad():
-            product, variance = self.call(self._moments, theta, weight)
+            self.set(self.model.raw_values(theta))
+            product, variance = self.gamma.matmul(weight), self.gamma.variance()
         return float((weight * product).sum()), float((weight * variance).sum())

@@ -8,7 +8,7 @@ whose error, 1e-9 of the derivative, matters to no search.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
@@ -18,26 +18,16 @@ _STEP = 1e-5
 _ENTRIES = 2_000_000
 
 
-class _Blocks(nn.Module):
-    """Covariance matrices of blocks of sites ``(b, p, d)``, ``(b, p, p)``."""
-
-    def __init__(self, gamma: VecchiaCovariance) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(self, block: Tensor) -> Tensor:
-        different = ~torch.eye(block.shape[1], dtype=torch.bool)
-        return self.gamma._covariance(block.unsqueeze(-2), block.unsqueeze(-3), different)
-
-
 def vecchia_information(likelihood: StructuredLikelihood, theta: Tensor) -> Tensor:
     """Information of one field ``(p, p)`` at ``theta``, of a likelihood through the vecchia structure."""
     gamma = likelihood.gamma
     assert isinstance(gamma, VecchiaCovariance)
-    blocks, number = _Blocks(gamma), len(theta)
+    number = len(theta)
 
     def at(point: Tensor, block: Tensor) -> Tensor:
-        return likelihood.call(blocks, point, block)
+        likelihood.set(likelihood.model.raw_values(point))
+        different = ~torch.eye(block.shape[1], dtype=torch.bool)
+        return gamma._covariance(block.unsqueeze(-2), block.unsqueeze(-3), different)
 
     total = torch.zeros(number, number, dtype=torch.float64)
     sites, neighbours = gamma.sites, gamma.neighbours.long()
