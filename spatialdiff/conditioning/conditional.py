@@ -8,6 +8,7 @@ targets [Chilès & Delfiner 2012, section 7.3.1]. A prior draw scaled by the kri
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -125,7 +126,9 @@ class ConditionalCovariance(CompositeCovariance):
             grid = self.domain.grid if isinstance(self.domain, MaskedGrid) else self.domain
             wraps_alike = own is None if law.torus is None else same_torus(law.torus, own)
             if isinstance(grid, Grid) and wraps_alike:
-                self._gamma = covariance(law.kernel, self.domain).requires_grad_(False)
+                # a copy, so that the user's kernel stays free
+                frozen = copy.deepcopy(law.kernel).requires_grad_(False)
+                self._gamma = covariance(frozen, self.domain)
             else:
                 sites = self.domain.sites()
                 if (law.count * len(sites)) ** 2 > _HELD:

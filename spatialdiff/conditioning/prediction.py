@@ -44,7 +44,7 @@ class Prediction:
 
 
 def _chunk(kriging: Kriging, nodes: int = 1) -> int:
-    return max(1, _ENTRIES // (max(len(kriging.place), 1) * kriging.law.count * nodes))
+    return max(1, _ENTRIES // (max(len(kriging.place), nodes) * kriging.law.count * nodes))
 
 
 def predict_dense(

@@ -11,6 +11,8 @@ import spatialdiff as sd
 from spatialdiff.conditioning import ConditionalCovariance, Kriging
 from spatialdiff.kernels import Coregionalization, Exponential, Gaussian, Matern, Nugget, at_pairs
 
+# targets are where they are needed
+pytestmark = pytest.mark.filterwarnings("ignore:.*outside the box:UserWarning")
 G = torch.Generator().manual_seed(0)
 POINTS = torch.rand(12, 2, generator=G, dtype=torch.float64) * 4.0
 VALUES = torch.randn(12, generator=G, dtype=torch.float64)
@@ -180,3 +182,12 @@ def test_what_is_singular_or_too_large_says_so():
     far = torch.rand(7000, 2, generator=G)
     with pytest.raises(ValueError, match="vecchia"):
         Kriging(Gaussian(0.5), POINTS, VALUES, noise=0.1).simulate(1, far)
+
+
+def test_the_kernel_stays_as_it_was():
+    kernel = Matern(nu=1.5, lengthscale=1.2, variance=1.4)
+    covariance = Kriging(kernel, POINTS, VALUES, noise=0.1).covariance(GRID).double()
+    applied = covariance.matmul(torch.ones(GRID.shape, dtype=torch.float64))
+    assert all(parameter.requires_grad for parameter in kernel.parameters())
+    assert not applied.requires_grad
+    assert not covariance.sample(generator=torch.Generator().manual_seed(8)).requires_grad

@@ -19,7 +19,7 @@ G = torch.Generator().manual_seed(0)
 POINTS = torch.rand(14, 2, generator=G, dtype=F64) * 4.0
 VALUES = torch.randn(14, generator=G, dtype=F64)
 KERNEL = Matern(nu=1.5, lengthscale=1.2, variance=1.4)
-ROUGH = Exponential(0.8, variance=1.1) + Nugget(0.3)
+ROUGH = Exponential(1.3, variance=1.1) + Nugget(0.3)
 
 
 @pytest.fixture(autouse=True)
