@@ -141,6 +141,7 @@ def test_anisotropy_is_kept_only_when_asked_for():
     torch.testing.assert_close(values[same], values[same + 1])
 
 
+@pytest.mark.filterwarnings("ignore::spatialdiff.fitting.FitWarning")
 def test_few_fields_are_smoothed_more():
     _, x = simulate(GRID, CosineBasis, CosineCovariance, 400, seed=9)
     few, many = (sd.fit(None, x[:n], GRID, method="spectrum", mean=None) for n in (2, 400))
@@ -240,6 +241,7 @@ def test_full_spectrum_from_its_half(shape):
     torch.testing.assert_close(full_spectrum(half, shape), torch.fft.fftn(x).abs().square())
 
 
+@pytest.mark.filterwarnings("ignore::spatialdiff.fitting.FitWarning")
 def test_temperature_anomalies_where_an_exponential_invents_a_domain_mean():
     """Winter-to-winter anomalies over North America (A1B run): the story the spectrum method was made for."""
     h5py = pytest.importorskip("h5py")
