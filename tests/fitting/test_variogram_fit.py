@@ -155,6 +155,25 @@ def test_generalised_weights_solve_their_estimating_equation() -> None:
     assert fit.standard_errors["lengthscale"] < other.standard_errors["lengthscale"]
 
 
+def test_many_lags_of_a_grid_are_averaged() -> None:
+    """An isotropic kernel is evaluated at 32 distances per bin at most: the mean over all lags to 1e-4."""
+    grid = sd.Grid((60, 50), (1.0, 1.3))
+    v = variogram(torch.randn(60, 50, generator=generator(16), dtype=torch.float64), grid, 4)
+    table = v.table
+    assert table is not None
+    h = table.lags.norm(dim=1)
+    expected = table.average(1 - torch.exp(-h / 3.0), 4)[0]
+    model = KernelParameters(Exponential(3.0))
+    found = VariogramModel(model, v)
+    assert len(found.lags) < 140 < len(torch.unique(h))
+    torch.testing.assert_close(found(model.start()), expected, rtol=1e-4, atol=0)
+    # few lags: exactly
+    few = variogram(torch.randn(6, 5, generator=generator(17), dtype=torch.float64), sd.Grid((6, 5)), 3)
+    assert few.table is not None
+    exact = few.table.average(1 - torch.exp(-few.table.lags.norm(dim=1) / 3.0), 3)[0]
+    torch.testing.assert_close(VariogramModel(model, few)(model.start()), exact, rtol=1e-13, atol=0)
+
+
 def test_model_is_the_expectation_on_a_periodic_grid() -> None:
     """Fields on a torus have the variogram of the periodised kernel, not that of the kernel."""
     grid = sd.Grid((12, 8), (1.0, 1.5), (True, True))

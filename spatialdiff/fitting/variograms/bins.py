@@ -89,6 +89,21 @@ def make_bins(
     return Bins(edges, vector, float(tolerance), bandwidth)
 
 
+def check_sphere(domain: Domain) -> None:
+    """Raise ValueError unless the sites are on one sphere about the origin of R³."""
+    if domain.dimension != 3:
+        raise ValueError(
+            f"metric='great_circle' needs sites in R³ on a sphere about the origin, {domain} has "
+            f"{domain.dimension} coordinates: use R (cos φ cos λ, cos φ sin λ, sin φ)"
+        )
+    radii = domain.sites().norm(dim=1)
+    if not float(radii.max() - radii.min()) < 1e-4 * float(radii.min()):
+        raise ValueError(
+            "metric='great_circle' needs sites on one sphere about the origin; their distances to it are "
+            f"between {float(radii.min()):g} and {float(radii.max()):g}"
+        )
+
+
 def unit_vector(direction: Direction, dimension: int) -> np.ndarray:
     """An angle in degrees, from the first axis towards the second, or a vector ``(d,)``, as a unit vector."""
     if isinstance(direction, int | float):

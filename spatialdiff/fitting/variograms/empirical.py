@@ -21,7 +21,7 @@ from spatialdiff.domains import Domain, Grid, MaskedGrid, Sphere
 from spatialdiff.fitting.mean import Mean
 from spatialdiff.fitting.observations import Observations, observe
 from spatialdiff.fitting.variograms import lattice, pairs
-from spatialdiff.fitting.variograms.bins import Bins, Direction, make_bins
+from spatialdiff.fitting.variograms.bins import Bins, Direction, check_sphere, make_bins
 from spatialdiff.fitting.variograms.estimators import ADDITIVE, check_estimator, finish
 from spatialdiff.fitting.variograms.lattice import LagTable
 
@@ -202,7 +202,7 @@ def variogram_of(
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     great_circle = chosen == "great_circle"
     if great_circle:
-        _check_sphere(domain)
+        check_sphere(domain)
     asked = make_bins(domain, bins, direction, tolerance, bandwidth, max_distance, great_circle)
     sums, table = _sums(data, asked, estimator, cross, great_circle)
     # a mean at each site takes its share of the variance with it
@@ -296,17 +296,3 @@ def _assemble(
 
     lags_, gamma_, counts_, by_field_ = (shaped(x) for x in (lags, gamma * scale, counts, by_field * scale))
     return lags_, gamma_, counts_, by_field_
-
-
-def _check_sphere(domain: Domain) -> None:
-    if domain.dimension != 3:
-        raise ValueError(
-            f"metric='great_circle' needs sites in R³ on a sphere about the origin, {domain} has "
-            f"{domain.dimension} coordinates: use R (cos φ cos λ, cos φ sin λ, sin φ)"
-        )
-    radii = domain.sites().norm(dim=1)
-    if not float(radii.max() - radii.min()) < 1e-4 * float(radii.min()):
-        raise ValueError(
-            "metric='great_circle' needs sites on one sphere about the origin; their distances to it are "
-            f"between {float(radii.min()):g} and {float(radii.max()):g}"
-        )

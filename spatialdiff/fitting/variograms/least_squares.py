@@ -182,7 +182,9 @@ def fit_parameters(
         raise ValueError("fit_variogram needs at least one variogram")
     set_bounds(model, variograms)
     problem = Problem(model, variograms, weights)
-    theta, objective, converged, message = problem.solve(starting_points(model, variograms, starts))
+    theta, objective, converged, message = problem.solve(
+        starting_points(model, variograms, problem.models, starts)
+    )
     weight = problem.weight(theta)
     jacobian = problem.jacobian(theta)
     covariance, source = parameter_covariance(problem.spread, theta, jacobian, weight, problem.inside(theta))

@@ -21,10 +21,13 @@ from spatialdiff.covariance.periodic import reflection_symmetric, stationary_at
 from spatialdiff.domains import Grid, MaskedGrid
 from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.fitting.variograms.empirical import Variogram
+from spatialdiff.fitting.variograms.lattice import LagTable
 from spatialdiff.kernels import Chordal, Coregionalization, SphericalKernel, at_lags, at_pairs
 from spatialdiff.kernels.lags import is_isotropic
 
 _DIRECTIONS = 24
+# parts of a bin of a grid at which an isotropic kernel is evaluated
+_NODES = 32
 
 
 class Semivariance(nn.Module):
@@ -98,6 +101,7 @@ class VariogramModel:
         _check(kernel, variogram)
         self._module: nn.Module = Semivariance(kernel)
         self._indices: list[Tensor] | None = None
+        self.table = variogram.table if self.radius is None else None
         if self.radius is not None:
             self.lags = variogram.lags.nan_to_num()
             return
@@ -119,33 +123,24 @@ class VariogramModel:
             self._module = Periodised(kernel, grid)
             self.lags = table.lags
             return
-        self.lags, self._of_lag = table.lags, None
         if isotropic:
-            # the same distance needs one value, however many lags have it
-            distance = table.lags.norm(dim=1)
-            length = float(distance.max())
-            key, place = torch.unique((distance / length * 1e9).round(), return_inverse=True)
-            self.lags = torch.zeros(len(key), domain.dimension, dtype=torch.float64)
-            self.lags[:, 0] = key * (length / 1e9)
-            self.lags[place, 0] = distance
-            self._of_lag = place
+            table = by_distance(table, torch.diff(variogram.edges))
+        self.table, self.lags = table, table.lags
 
     def __call__(self, theta: Tensor) -> Tensor:
         raw = {f"kernel.{path}": value for path, value in self.model.raw_values(theta).items()}
-        table = self.variogram.table
         if self._indices is not None:
-            assert table is not None
             values = torch.func.functional_call(self._module, raw, (self._indices,))
             return self._averaged(values[tuple(self._places)])
         values = torch.func.functional_call(self._module, raw, (self.lags, self.radius))
-        if self.radius is not None or table is None:
+        if self.radius is not None or self.table is None:
             # (b, C, C) or (b,) mean distances: those of each pair of channels on the diagonal of the model
             return self._of_channels(values)
-        return self._averaged(values if self._of_lag is None else values[self._of_lag])
+        return self._averaged(values)
 
     def _averaged(self, values: Tensor) -> Tensor:
         """``(m, C', C')`` at the lags of the table → the shape of the variogram's ``gamma``."""
-        table, gamma = self.variogram.table, self.variogram.gamma
+        table, gamma = self.table, self.variogram.gamma
         assert table is not None
         size = values.shape[-1]
         rows = table.weights.shape[0]
@@ -205,6 +200,30 @@ class VariogramModel:
         with torch.no_grad():
             values = torch.func.functional_call(Semivariance(self.model.kernel), raw, (lags, None))
         return is_isotropic(values.movedim((-2, -1), (0, 1)))
+
+
+def by_distance(table: LagTable, widths: Tensor) -> LagTable:
+    """The lags of a table along the first axis, those of one distance as one: all that an isotropic kernel
+    sees. Where a bin holds more than 32 distances, those in one of 32 parts of it are one, at their mean
+    (which moves ``γ`` by the square of a 32nd of a bin, times a 24th of its curvature).
+    """
+    distance = table.lags.norm(dim=1)
+    width = widths[table.bins]
+    exact = (distance / distance.max() * 1e9).round().long()
+    # one whole number per bin and distance; a distance has no more than 10 digits
+    beyond = 2 * 10**9
+    different = torch.unique(table.bins * beyond + exact)
+    many = (torch.bincount(different // beyond, minlength=len(widths)) > _NODES)[table.bins]
+    part = torch.where(many, (distance / width * _NODES).ceil().long(), exact)
+    nodes, place = torch.unique(table.bins * beyond + part, return_inverse=True)
+    number = len(nodes)
+    share = table.weights.mean(dim=0)
+    weights = table.weights.new_zeros(len(table.weights), number).index_add(1, place, table.weights)
+    size = share.new_zeros(number).index_add(0, place, share)
+    at = share.new_zeros(number).index_add(0, place, share * distance) / size.clamp_min(1e-300)
+    lags = torch.zeros(number, table.lags.shape[1], dtype=torch.float64)
+    lags[:, 0] = at
+    return LagTable(lags, nodes // beyond, weights)
 
 
 def directions(d: int) -> Tensor:

@@ -24,7 +24,9 @@ from spatialdiff.kernels import Coregionalization
 _TURNS = 4
 
 
-def starting_points(model: KernelParameters, variograms: list[Variogram], number: int) -> list[Tensor]:
+def starting_points(
+    model: KernelParameters, variograms: list[Variogram], models: list[VariogramModel], number: int
+) -> list[Tensor]:
     """``number`` vectors, the last from the kernel's own length scales; with a free angle of a principal axis
     the others come in four directions.
     """
@@ -44,9 +46,9 @@ def starting_points(model: KernelParameters, variograms: list[Variogram], number
             if turn is not None:
                 theta[angles[0]] = turn - math.pi / 2 + 0.1
             _spread_lengths(model, theta, reach)
-            found.append(_with_variances(model, theta, variograms, guess["sill"]))
+            found.append(_with_variances(model, theta, variograms, models, guess["sill"]))
     if number > 1:
-        found.append(_with_variances(model, model.start(), variograms, guess["sill"]))
+        found.append(_with_variances(model, model.start(), variograms, models, guess["sill"]))
     return found
 
 
@@ -60,7 +62,11 @@ def _spread_lengths(model: KernelParameters, theta: Tensor, reach: float) -> Non
 
 
 def _with_variances(
-    model: KernelParameters, theta: Tensor, variograms: list[Variogram], sill: float
+    model: KernelParameters,
+    theta: Tensor,
+    variograms: list[Variogram],
+    models: list[VariogramModel],
+    sill: float,
 ) -> Tensor:
     if isinstance(model.kernel, Coregionalization):
         return _with_matrices(model, theta, variograms)
@@ -72,7 +78,6 @@ def _with_variances(
     observed = torch.cat([_direct(v.gamma) for v in variograms])
     pairs = torch.cat([_direct(v.counts) for v in variograms])
     use = (pairs > 0) & torch.isfinite(observed)
-    models = [VariogramModel(model, v) for v in variograms]
 
     def gamma(values: list[float]) -> Tensor:
         at = theta.clone()
