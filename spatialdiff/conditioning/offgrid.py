@@ -44,7 +44,8 @@ class OffGridPrior:
             or outside its extent; on periodic axes they wrap around.
         route: "torus" and "dense", exact; "window", for many sites. "auto" takes "torus" where a valid torus
             times the sites is at most 2²⁵ numbers, else "dense" up to 3000 cells and sites, else "window".
-        tolerance: of "window": largest covariance error, a share of the variance.
+        tolerance: of "window": largest covariance error, a share of the variance; 1e-6 unless given, in three
+            dimensions 1e-4.
         max_growth, max_sites: of "torus": largest embedding.
 
     Attributes:
@@ -65,7 +66,7 @@ class OffGridPrior:
         sites: Tensor,
         *,
         route: str = "auto",
-        tolerance: float = 1e-6,
+        tolerance: float | None = None,
         max_growth: float = 8.0,
         max_sites: int = 2**24,
     ) -> None:
@@ -111,7 +112,7 @@ class OffGridPrior:
         between = (places - first) * spacing
         self.off, self.group = torch.unique(between[~on_cell], dim=0, return_inverse=True)
 
-    def _choose(self, route: str, tolerance: float, max_growth: float, max_sites: int) -> None:
+    def _choose(self, route: str, tolerance: float | None, max_growth: float, max_sites: int) -> None:
         self.joint: TorusJoint | WindowJoint | DenseJoint | CellsJoint | None = None
         self.route = "torus" if route == "auto" else route
         if self.smooth is not None and len(self.off) == 0:

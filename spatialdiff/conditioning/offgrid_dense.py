@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spatialdiff.conditioning.offgrid_torus import residual_root
 from spatialdiff.conditioning.stationary import lagged
-from spatialdiff.covariance import covariance
+from spatialdiff.covariance import Covariance, covariance
 from spatialdiff.domains import Grid
 
 _CHUNK = 4_000_000
@@ -54,6 +54,21 @@ class DenseJoint:
         return field.reshape(*field.shape[:-1], *self.grid.shape), rest
 
 
+def exact_covariance(kernel: gpytorch.kernels.Kernel, grid: Grid) -> Covariance:
+    """Γ of the cells by the cheapest structure, float64.
+
+    Raises:
+        ValueError: there is only an approximate one.
+    """
+    gamma = covariance(kernel, grid, method="torus" if all(grid.periodic) else "auto").double()
+    if gamma.method == "vecchia":
+        raise ValueError(
+            f"{kernel!r} has no exact fast structure on {grid}, which a joint draw with sites off the grid "
+            "starts from; use a shorter length scale, a coarser grid, or kriging with method='vecchia'."
+        )
+    return gamma
+
+
 class CellsJoint:
     """The law of a stationary field on ``grid`` where no site lies off it, by any structure of Γ.
 
@@ -65,7 +80,7 @@ class CellsJoint:
     error = 0.0
 
     def __init__(self, kernel: gpytorch.kernels.Kernel, grid: Grid) -> None:
-        self.gamma = covariance(kernel, grid, method="torus" if all(grid.periodic) else "auto").double()
+        self.gamma = exact_covariance(kernel, grid)
         self.factor_size = self.gamma.factor_shape.numel()
 
     def color(self, white: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,11 +88,12 @@ class TorusJoint:
         if all(grid.periodic):
             options = [Embedding(grid.shape)]
         else:
-            options, _ = candidates(kernel, grid, "plain", max_growth, max_sites)
+            found, _ = candidates(kernel, grid, "plain", max_growth, max_sites)
+            options = [option for option in found if math.prod(option.sizes) <= max_sites]
         self.variance = float(lagged(kernel, grid, torch.zeros(1, grid.ndim, dtype=torch.float64))[0])
         with torch.no_grad():
             if not any(self._prepare(kernel, option) for option in options):
-                shown = ", ".join(str(option) for option in options)
+                shown = ", ".join(str(option) for option in options) or "those within max_sites"
                 raise EmbeddingError(
                     f"A joint draw of {kernel!r} on {grid} and at {len(sites)} sites off the grid needs a "
                     f"periodic extension that is a covariance between lattice sites too; none of {shown} is. "

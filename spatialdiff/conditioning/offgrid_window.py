@@ -4,8 +4,8 @@ r"""A stationary field on a large grid and at many scattered sites: each site fr
 near the site, every second, fourth, eighth, … farther away. The windows of all sites are one window, shifted,
 so that ``C_JJ`` is one matrix. The covariance of ``x_o`` with the cells of its window is exact; with the
 others ``k(s_o - x) - w_oᵀ k(x_J - x)`` is missing, which screening makes small, and which is measured:
-`WindowJoint.error`. Residuals ``e`` of sites farther from each other than where that is below the same bound
-are independent.
+`WindowJoint.error`. Residuals ``e`` of sites farther from each other than where that is below a tenth of the
+tolerance are independent.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatialdiff.conditioning.offgrid_dense import exact_covariance
 from spatialdiff.conditioning.offgrid_torus import residual_root
 from spatialdiff.conditioning.stationary import lagged
-from spatialdiff.covariance import covariance
 from spatialdiff.domains import Grid
 
 # cells within NEAR are all in the window; each further level doubles the reach and the step
-_WINDOWS = {1: (24, 4), 2: (8, 3), 3: (3, 2)}
+_WINDOWS = {1: (24, 4), 2: (8, 3), 3: (4, 1)}
+# largest error that is accepted unless a tolerance is given, by dimension
+_TOLERANCE = {1: 1e-6, 2: 1e-6, 3: 1e-4}
 _FLOOR = 1e-14
 _CHUNK = 2_000_000
 _LARGEST_GROUP = 5000
@@ -40,20 +42,22 @@ class WindowJoint:
         grid: the grid, whose first site is the origin of coordinates; on its axes that are not periodic all
             sites lie between its first and its last site.
         sites: ``(p, d)`` float64.
-        tolerance: largest `error` that is accepted.
+        tolerance: largest `error` that is accepted: 1e-6 unless given, in three dimensions 1e-4.
 
     Attributes:
         factor_size: length of the white noise that `color` takes.
-        error: largest error of a covariance between a site and a cell that was found, at 20,000 cells near
-            and far around eight random sites, a share of the variance.
+        error: largest error of a covariance that was found, a share of the variance: of eight random sites
+            with up to 8000 cells near and far, and of residuals with places beyond the range in which they
+            are dependent.
 
     Raises:
         ValueError: a larger error; residuals that cannot be factorised.
     """
 
     def __init__(
-        self, kernel: gpytorch.kernels.Kernel, grid: Grid, sites: Tensor, *, tolerance: float = 1e-6
+        self, kernel: gpytorch.kernels.Kernel, grid: Grid, sites: Tensor, *, tolerance: float | None = None
     ) -> None:
+        tolerance = _TOLERANCE[grid.ndim] if tolerance is None else tolerance
         self.kernel, self.inner, self.sites = kernel, grid, sites
         near, levels = _WINDOWS[grid.ndim]
         window = _window(grid, near, levels)
@@ -62,7 +66,7 @@ class WindowJoint:
         shape = [n + 2 * extra for n, extra in zip(grid.shape, self.margin, strict=True)]
         self.grid = Grid(shape, grid.spacing, grid.periodic)
         self.spacing = torch.tensor(grid.spacing, dtype=torch.float64)
-        self.gamma = covariance(kernel, self.grid).double()
+        self.gamma = exact_covariance(kernel, self.grid)
         self.variance = float(lagged(kernel, grid, torch.zeros(1, grid.ndim, dtype=torch.float64))[0])
 
         places = sites / self.spacing
@@ -74,7 +78,7 @@ class WindowJoint:
         self._vectors, self._values, self.offsets = vectors[:, kept], values[kept], offsets
         inside = (places - cells) * self.spacing
         self.weights = torch.cat([self._solve(some) for some in inside.split(max(1, _CHUNK // len(window)))])
-        self.error, self.range = self._measure(near)
+        self.error, self.range = self._measure(near, tolerance)
         if self.error > tolerance:
             raise ValueError(
                 f"a window of {len(window)} cells leaves a covariance error of {self.error:.2g} of the "
@@ -106,8 +110,8 @@ class WindowJoint:
         ]
         return torch.cat(parts, -1)
 
-    def _measure(self, near: int) -> tuple[float, float]:
-        """The error at cells, and the distance in cells beyond which it is as small anywhere."""
+    def _measure(self, near: int, tolerance: float) -> tuple[float, float]:
+        """The error at cells, and the distance in cells beyond which residuals are as good as independent."""
         ndim = self.grid.ndim
         generator = torch.Generator().manual_seed(0)
         inside = (torch.rand(_PROBES, ndim, generator=generator, dtype=torch.float64) - 0.5) * self.spacing
@@ -115,12 +119,12 @@ class WindowJoint:
         half = torch.tensor([max(1, n // 2) for n in self.grid.shape])
         sides = [min(3 * near, int(n)) for n in half]
         close = torch.tensor(list(itertools.product(*(range(-s, s + 1) for s in sides)))).double()
-        if len(close) > 10_000:
-            close = close[torch.randperm(len(close), generator=generator)[:10_000]]
-        far = torch.rand(10_000, ndim, generator=generator, dtype=torch.float64) * 2 - 1
+        if len(close) > 4_000:
+            close = close[torch.randperm(len(close), generator=generator)[:4_000]]
+        far = torch.rand(4_000, ndim, generator=generator, dtype=torch.float64) * 2 - 1
         at = torch.cat([close, (far * half).round()]) * self.spacing
         error = float(self._missing(inside, weights, at).abs().max())
-        level = max(error, 1e-10 * self.variance)
+        level = max(error, 0.1 * tolerance * self.variance)
         reach = 2
         while reach < self.reach:
             # places between cells, at this distance from the site
@@ -131,7 +135,9 @@ class WindowJoint:
                 * reach
                 * (1 + torch.rand(2000, 1, generator=generator, dtype=torch.float64))
             )
-            if float(self._missing(inside, weights, step * self.spacing).abs().max()) <= level:
+            left_out = float(self._missing(inside, weights, step * self.spacing).abs().max())
+            if left_out <= level:
+                error = max(error, left_out)
                 break
             reach *= 2
         return error / self.variance, float(reach)
@@ -194,12 +200,16 @@ class WindowJoint:
 
     def _residual(self, members: Tensor) -> Tensor:
         sites, cells = self.sites[members], self.cells[members] * self.spacing
-        rows = []
-        for site, cell, weight in zip(sites, cells, self.weights[members], strict=True):
-            to_window = lagged(self.kernel, self.grid, (cell + self.offsets)[:, None] - sites)
-            rows.append(lagged(self.kernel, self.grid, site - sites) - weight @ to_window)
-        matrix = torch.stack(rows)
-        return (matrix + matrix.mT) / 2
+        sizes = torch.tensor(self.grid.shape, dtype=torch.float64)
+        wraps = torch.tensor(self.grid.periodic)
+        matrix = torch.zeros(len(members), len(members), dtype=torch.float64)
+        for i, (site, cell, weight) in enumerate(zip(sites, cells, self.weights[members], strict=True)):
+            away = (sites[i:] - site) / self.spacing
+            away = torch.where(wraps, away - sizes * torch.round(away / sizes), away)
+            close = i + (away.abs() <= self.range).all(-1).nonzero().squeeze(-1)
+            to_window = lagged(self.kernel, self.grid, (cell + self.offsets)[:, None] - sites[close])
+            matrix[i, close] = lagged(self.kernel, self.grid, site - sites[close]) - weight @ to_window
+        return matrix + matrix.triu(1).mT
 
     def color(self, white: Tensor) -> tuple[Tensor, Tensor]:
         """``(..., factor_size)`` → the field ``(..., *grid.shape)`` and the values at the sites

@@ -97,7 +97,8 @@ def test_half_of_a_large_grid_missing_without_noise(kernel, periodic):
     truth = (
         sd.covariance(kernel, grid, method=method).double().sample(generator=torch.Generator().manual_seed(3))
     )
-    y = truth.detach().clone()
+    truth = truth.detach()
+    y = truth.clone()
     y[40:120] = NAN
     y[torch.rand(grid.shape, generator=torch.Generator().manual_seed(4)) < 0.3] = NAN
     seen = ~y.isnan()
