@@ -203,7 +203,7 @@ class ImputedWhittle(StochasticLikelihood):
                         if seen is not None and not bool((seen[i, c] == own).all()):
                             continue
                         white = torch.randn(number, *sizes, generator=generator, dtype=torch.float64)
-                        draw = torch.fft.ifftn(root * torch.fft.fftn(white, dim=axes), dim=axes).real
+                        draw: Tensor = torch.fft.ifftn(root * torch.fft.fftn(white, dim=axes), dim=axes).real
                         here = draw.flatten(1)[:, self._cells[group.rows]]
                         solved = self._solve(bound, group, w, flat[i, c, group.rows] - here)
                         result[:, i, c] = draw + bound.everywhere(solved, group.rows)
@@ -228,5 +228,5 @@ class _PeriodicDense(DenseLikelihood):
         density = self._density_at(theta)
         if float(density.detach().amax()) <= 0.0:
             raise NotPositiveDefiniteError
-        row = torch.fft.ifftn(density).real
+        row: Tensor = torch.fft.ifftn(density).real
         return row.reshape(-1)[self._places]

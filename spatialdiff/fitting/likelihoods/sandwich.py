@@ -60,10 +60,10 @@ def stochastic_score_covariance(likelihood: ImputedWhittle, truth: SpectralOpera
             forms = _Forms(likelihood, truth, slopes, bound, group, group.near.rows(theta))
             generator = torch.Generator().manual_seed(group.seed + 1)
             probes = max(_FEWEST, min(_MOST, _CELLS // len(group.rows)))
-            for _ in range(probes):
-                z = torch.randint(0, 2, (1, len(group.rows)), generator=generator).double() * 2.0 - 1.0
-                left, right = forms.score(z), forms.score(forms.gamma(z))
-                total += 2.0 * group.number / probes * left @ forms.gamma(right).T
+            z = torch.randint(0, 2, (probes, len(group.rows)), generator=generator).double() * 2.0 - 1.0
+            left, right = forms.score(z), forms.score(forms.gamma(z))
+            moved = forms.gamma(right.flatten(0, 1)).reshape(right.shape)
+            total += 2.0 * group.number / probes * torch.einsum("isn,jsn->ij", left, moved)
     return 0.5 * (total + total.T)
 
 
@@ -79,12 +79,12 @@ class _Forms:
     w: Tensor
 
     def score(self, z: Tensor) -> Tensor:
-        """``Ã_i z`` of ``(1, n)`` for every parameter, ``(p, n)``."""
+        """``Ã_i z`` of ``(S, n)`` for every parameter, ``(p, S, n)``."""
         near, rows = self.group.near, self.group.rows
         solved = self.likelihood._solve(self.bound, self.group, self.w, near.apply(self.w, z, "solve"))
         moved = torch.cat([slope.matmul(solved, rows) for slope in self.slopes])
         back = self.likelihood._solve(self.bound, self.group, self.w, moved)
-        return 0.5 * near.apply(self.w, back, "solve_transposed")
+        return 0.5 * near.apply(self.w, back, "solve_transposed").reshape(-1, *z.shape)
 
     def gamma(self, z: Tensor) -> Tensor:
         """``Γ̃ z``."""

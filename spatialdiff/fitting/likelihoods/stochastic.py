@@ -31,7 +31,7 @@ from spatialdiff.covariance.numerics.conjugate import conjugate_gradients
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
 from spatialdiff.fitting.likelihoods.operators import BoundOperator
 from spatialdiff.fitting.likelihoods.probes import ProbedGroup, make_groups
-from spatialdiff.fitting.likelihoods.quadratic_logarithm import logarithm_forms
+from spatialdiff.fitting.likelihoods.quadratic_logarithm import LogarithmForms, logarithm_forms
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
 from spatialdiff.kernels import Coregionalization, at_pairs
@@ -125,27 +125,24 @@ class StochasticLikelihood(Likelihood):
                 raise
             raise NotPositiveDefiniteError from error
 
-    def _log_det(
-        self, bound: BoundOperator, group: ProbedGroup, rows: Tensor, probes: Tensor, weight: float
-    ) -> tuple[Tensor, Tensor]:
-        """``zᵀ log(WΓWᵀ) z`` of every probe, and the part of ``weight`` times their sum's derivative that
-        goes through ``W``; the part through Γ is added to ``bound``."""
-        w, near = rows.detach(), group.near
+    def _log_det(self, bound: BoundOperator, group: ProbedGroup, w: Tensor, probes: Tensor) -> LogarithmForms:
+        """``zᵀ log(WΓWᵀ) z`` of every probe, and the vectors of its derivative."""
+        near = group.near
 
         def whitened(x: Tensor) -> Tensor:
             return near.apply(w, bound.matmul(near.apply(w, x, "product_transposed"), group.rows), "product")
 
-        found = logarithm_forms(whitened, probes)
-        through = torch.zeros((), dtype=torch.float64)
-        if rows.requires_grad:
-            with torch.no_grad():
-                slope = torch.zeros_like(w)
-                for vectors in found.vectors:
-                    back = near.apply(w, vectors, "product_transposed")
-                    bound.add(back, back, group.rows, weight)
-                    slope += 2.0 * weight * near.outer(vectors, bound.matmul(back, group.rows))
-            through = (rows * slope).sum()
-        return found.values, through
+        return logarithm_forms(whitened, probes)
+
+    def _derivative(
+        self, bound: BoundOperator, group: ProbedGroup, w: Tensor, vectors: Tensor, weight: float
+    ) -> Tensor:
+        """Of ``weight Σ_r u_rᵀ d(WΓWᵀ) u_r``, ``vectors`` ``(r, n)``, the derivative in the rows of ``W``;
+        that through Γ is added to ``bound``."""
+        with torch.no_grad():
+            back = group.near.apply(w, vectors, "product_transposed")
+            bound.add(back, back, group.rows, weight)
+            return 2.0 * weight * group.near.outer(vectors, bound.matmul(back, group.rows))
 
     def __call__(self, theta: Tensor) -> Tensor:
         bound = self.bind(theta)
@@ -169,14 +166,16 @@ class StochasticLikelihood(Likelihood):
                 cross += total @ group.design.T
             kept.append((group, root, design, total))
             factor = -0.5 * group.number
-            parts = []
+            parts, to_rows = [], torch.zeros_like(w)
             for probes in group.probes(self.probes):
-                values, through = self._log_det(bound, group, rows, probes, factor / self.probes)
-                parts.append(values)
-                slopes = slopes + through
+                found = self._log_det(bound, group, w, probes)
+                parts.append(found.values)
+                if rows.requires_grad:
+                    for vectors in found.vectors:
+                        to_rows += self._derivative(bound, group, w, vectors, factor / self.probes)
             log_dets.append(torch.cat(parts))
             known = -2.0 * rows[:, -1].log().sum()
-            slopes = slopes + factor * known
+            slopes = slopes + factor * known + (rows * to_rows).sum()
             log_det = float(known.detach()) + float(log_dets[-1].mean())
             value += factor * (len(group.rows) * math.log(2.0 * math.pi) + log_det)
             value -= 0.5 * float((group.root * root).sum())
@@ -264,10 +263,10 @@ class StochasticLikelihood(Likelihood):
             rows = group.near.rows(point)
             slopes = []
             for probes in group.probes(self.probes):
-                for probe in probes:
+                for vectors in self._log_det(bound, group, rows.detach(), probes).vectors:
                     own = bound.fresh()
-                    _, through = self._log_det(own, group, rows, probe[None], -0.5 * group.number)
-                    (slope,) = torch.autograd.grad(through, point, retain_graph=True)
+                    to_rows = self._derivative(own, group, rows.detach(), vectors, -0.5 * group.number)
+                    (slope,) = torch.autograd.grad(rows, point, to_rows, retain_graph=True)
                     slopes.append(slope + own.gradient(jacobian))
             centred = torch.stack(slopes)
             centred = centred - centred.mean(dim=0)
