@@ -1,5 +1,5 @@
-"""A continuous kernel between two lists of sites: compiled for closed forms, term by term, else the kernel
-itself.
+"""A continuous kernel between two lists of sites: where numba is installed compiled for closed forms, term by
+term, else the kernel itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spatialdiff.covariance.points.closed_forms import _FACTOR, FAMILIES
 from spatialdiff.covariance.points.conditionals import as_isotropic
-from spatialdiff.covariance.points.triangular import shared
+from spatialdiff.covariance.points.triangular import choose_engine, shared
 from spatialdiff.kernels import Product, at_pairs, terms
 
 # fewer pairs are not worth loading compiled code for
@@ -34,7 +34,7 @@ def between_lists(kernel: Kernel, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _term(kernel: Kernel, rows: Tensor, columns: Tensor) -> Tensor:
     form = as_isotropic(kernel, rows.shape[1])
-    if form is None:
+    if form is None or choose_engine("auto") == "torch":
         return at_pairs(kernel, rows.unsqueeze(-2), columns.unsqueeze(-3)).double()
     from spatialdiff.conditioning import pairs_compiled
 

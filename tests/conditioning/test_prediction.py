@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import pytest
@@ -241,3 +242,11 @@ def test_compiled_pairs_are_the_kernel(kernel):
     smooth, _ = split_nugget(kernel)
     exact = at_pairs(smooth, rows[:, None], columns[None]).detach()
     torch.testing.assert_close(between_lists(smooth, rows, columns), exact, rtol=1e-13, atol=1e-15)
+
+
+def test_without_numba_the_values_are_the_same(monkeypatch):
+    rows = torch.rand(300, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    compiled = between_lists(KERNEL, rows, rows)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "spatialdiff.conditioning.pairs_compiled", None)
+    torch.testing.assert_close(between_lists(KERNEL, rows, rows), compiled, rtol=1e-13, atol=1e-15)
