@@ -86,6 +86,21 @@ def test_compiled_is_plain_with_few_neighbours(kernel, mean):
     torch.testing.assert_close(compiled.information(theta), plain.information(theta), rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("kernel", [CLOSED[1], OTHER[0]], ids=repr)
+def test_slope_is_that_of_differences(kernel, restricted):
+    model = KernelParameters(kernel)
+    likelihood = VecchiaLikelihood(
+        model, observe(normal(2, 2, 40), POINTS, "linear"), neighbors=6, restricted=restricted
+    )
+    theta = model.start()
+    _, slope = value_and_slope(likelihood, theta)
+    for k, unit in enumerate(torch.eye(len(theta), dtype=torch.float64)):
+        above, below = (float(likelihood(theta + sign * 1e-5 * unit)) for sign in (1.0, -1.0))
+        # rounding of values near 1e2, divided by the step
+        assert (above - below) / 2e-5 == pytest.approx(float(slope[k]), rel=1e-6, abs=1e-6)
+
+
 def test_information_is_the_variance_of_the_score():
     model = KernelParameters(CLOSED[0])
     theta = model.start()
