@@ -9,22 +9,38 @@ Source: Vecchia 1988; Guinness & Fuentes 2017 and Kündig & Sigrist 2025 (as a p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.domains import Points
 from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.own_kernel import OwnKernel
 from spatialdiff.fitting.parameters import KernelParameters
 
 
-class _Rows(nn.Module):
-    def __init__(self, gamma: VecchiaCovariance) -> None:
-        super().__init__()
-        self.gamma = gamma
+class _Rows(torch.autograd.Function):
+    """Rows at θ; made once more, there, for the derivative."""
 
-    def forward(self) -> Tensor:
-        return self.gamma._factor("rows")
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, own: OwnKernel, gamma: VecchiaCovariance) -> Tensor:
+        ctx.save_for_backward(theta)
+        ctx.own, ctx.gamma = own, gamma
+        own.set(theta)
+        with torch.no_grad():
+            return gamma._factor("rows")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (theta,) = ctx.saved_tensors
+        ctx.own.set(theta)
+        with torch.enable_grad():
+            rows = ctx.gamma._factor("rows")
+        return ctx.own.slope(rows, theta, gradient), None, None
 
 
 class NearInverse:
@@ -34,13 +50,10 @@ class NearInverse:
     """
 
     def __init__(self, model: KernelParameters, sites: Tensor, neighbors: int) -> None:
-        self._model = model
         neighbors = min(neighbors, max(1, len(sites) - 1))
-        self.gamma = VecchiaCovariance(model.kernel, Points(sites), neighbors=neighbors)
+        self._own = OwnKernel(model)
+        self.gamma = VecchiaCovariance(self._own.kernel, Points(sites), neighbors=neighbors)
         self.order: Tensor = self.gamma.order
-        self._module = _Rows(self.gamma)
-        places = {id(value): name for name, value in self._module.named_parameters()}
-        self._names = {path: places[id(value)] for path, value in model.kernel.named_parameters()}
 
     def rows(self, theta: Tensor) -> Tensor:
         """``W``, ``(n, m + 1)``, differentiable in θ.
@@ -48,9 +61,8 @@ class NearInverse:
         Raises:
             NotPositiveDefiniteError: Γ of a site and its neighbours is singular.
         """
-        raw = {self._names[path]: value for path, value in self._model.raw_values(theta).items()}
         try:
-            rows: Tensor = torch.func.functional_call(self._module, raw, (), tie_weights=False)
+            rows: Tensor = _Rows.apply(theta, self._own, self.gamma)
         except ValueError as error:
             if "positive definite" not in str(error):
                 raise

@@ -17,10 +17,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spatialdiff.covariance.points.tile_product import choose_backend, kernel_product
 from spatialdiff.fitting.likelihoods.base import NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.own_kernel import OwnKernel
 from spatialdiff.fitting.parameters import KernelParameters
 
 _STEP = 1e-4
@@ -119,28 +120,22 @@ class TileOperator(BoundOperator):
     """
 
     def __init__(self, model: KernelParameters, product: KernelProduct, theta: Tensor) -> None:
-        self._product, self.theta = product, theta
-        self._point = theta.detach().clone().requires_grad_()
-        self._names = product.parameter_names(model)
-        self._model = model
+        self._product, self.theta, self._model = product, theta, model
+        self._point = theta.detach().clone()
         self._sum = torch.zeros_like(self._point)
 
-    def _call(self, theta: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-        raw = {self._names[path]: value for path, value in self._model.raw_values(theta).items()}
-        result: Tensor = torch.func.functional_call(self._product, raw, (x, rows), tie_weights=False)
-        return result
-
     def matmul(self, x: Tensor, rows: Tensor) -> Tensor:
+        self._product.own.set(self._point)
         with torch.no_grad():
-            return self._call(self._point.detach(), x, rows)
+            return self._product(x, rows)
 
     def add(self, left: Tensor, right: Tensor, rows: Tensor, weight: float = 1.0) -> None:
         if not len(left):
             return
+        self._product.own.set(self._point)
         with torch.enable_grad():
-            form = (left.detach() * self._call(self._point, right.detach(), rows)).sum()
-        (slope,) = torch.autograd.grad(form, self._point)
-        self._sum += weight * slope
+            form = (left.detach() * self._product(right.detach(), rows)).sum()
+        self._sum += weight * self._product.own.slope(form, self._point)
 
     def forms(self) -> Tensor:
         return (self.theta * self._sum).sum()
@@ -152,22 +147,17 @@ class TileOperator(BoundOperator):
         return self._sum
 
 
-class KernelProduct(nn.Module):
-    """``x → K x`` between some of a list of sites ``(n, d)``."""
+class KernelProduct:
+    """``x → K x`` between some of a list of sites ``(n, d)``, of a kernel that is set to θ."""
 
     def __init__(self, model: KernelParameters, sites: Tensor, backend: str = "auto") -> None:
-        super().__init__()
-        self.kernel = model.kernel
+        self.own = OwnKernel(model)
         self.sites = sites
-        self.backend = choose_backend(backend, model.kernel, sites.shape[-1], sites.device)[0]
+        self.backend = choose_backend(backend, self.own.kernel, sites.shape[-1], sites.device)[0]
 
-    def parameter_names(self, model: KernelParameters) -> dict[str, str]:
-        """Names here of the kernel's parameters: one for each, however often it is shared."""
-        places = {id(value): name for name, value in self.named_parameters()}
-        return {path: places[id(value)] for path, value in model.kernel.named_parameters()}
-
-    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        return kernel_product(self.kernel, self.sites[rows], x, self.backend)
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The product with values ``(S, n)``."""
+        return kernel_product(self.own.kernel, self.sites[rows], x, self.backend)
 
 
 def finite(density: Tensor) -> Tensor:

@@ -13,9 +13,7 @@ of :mod:`.dense`.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,6 +21,7 @@ from torch import Tensor
 from spatialdiff.covariance import covariance
 from spatialdiff.domains import Sphere
 from spatialdiff.fitting.likelihoods.base import Likelihood, NotPositiveDefiniteError
+from spatialdiff.fitting.likelihoods.own_kernel import OwnKernel
 from spatialdiff.fitting.observations import Observations
 from spatialdiff.fitting.parameters import KernelParameters
 
@@ -57,9 +56,8 @@ class StructuredLikelihood(Likelihood):
                 "'whittle' on a grid"
             )
         self.model, self.data, self.restricted, self.method = model, data, restricted, method
-        self.kernel = copy.deepcopy(model.kernel).requires_grad_(True)
-        self.gamma = covariance(self.kernel, data.domain, None, method, **options)
-        self._parameters = dict(self.kernel.named_parameters())
+        self.own = OwnKernel(model)
+        self.gamma = covariance(self.own.kernel, data.domain, None, method, **options)
         domain = data.domain
         flat = data.flat()
         self._size = domain.size
@@ -85,12 +83,6 @@ class StructuredLikelihood(Likelihood):
             return weight
         return None
 
-    def set(self, raw: Mapping[str, Tensor]) -> None:
-        """Set the kernel to raw parameters."""
-        with torch.no_grad():
-            for path, value in raw.items():
-                self._parameters[path].copy_(value)
-
     def _evaluate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``Σ eᵀΓ⁻¹e``, ``A`` ``(q, q)``, ``b`` ``(C, q)`` and ``log det Γ`` of the kernel as it is set."""
         vectors, columns, _ = self._split
@@ -109,20 +101,14 @@ class StructuredLikelihood(Likelihood):
         return trace, 0.5 * (gram + gram.T), cross, log_det
 
     def __call__(self, theta: Tensor) -> Tensor:
-        raw = self.model.raw_values(theta)
-        self.set(raw)
+        self.own.set(theta)
         wanted = torch.is_grad_enabled() and theta.requires_grad
         with torch.set_grad_enabled(wanted):
             value = self._value()
         if not wanted:
             return value
-        names = list(raw)
-        slopes = torch.autograd.grad(value, [self._parameters[name] for name in names], allow_unused=True)
-        result = value.detach()
-        for name, slope in zip(names, slopes, strict=True):
-            if slope is not None:
-                result = result + (slope * (raw[name] - raw[name].detach())).sum()
-        return result
+        slope = self.own.slope(value, theta)
+        return value.detach() + (slope * (theta - theta.detach())).sum()
 
     def _value(self) -> Tensor:
         data = self.data
@@ -151,7 +137,7 @@ class StructuredLikelihood(Likelihood):
         if self.data.design is None:
             return None
         with torch.no_grad():
-            self.set(self.model.raw_values(theta))
+            self.own.set(theta)
             _, gram, cross, _ = self._evaluate()
             found: Tensor = torch.linalg.solve(gram, cross.T).T
         return found
@@ -160,7 +146,7 @@ class StructuredLikelihood(Likelihood):
         if self.data.design is None:
             return None
         with torch.no_grad():
-            self.set(self.model.raw_values(theta))
+            self.own.set(theta)
             found: Tensor = torch.linalg.inv(self._evaluate()[1]) / self.data.total
         return found
 
@@ -171,6 +157,6 @@ class StructuredLikelihood(Likelihood):
         weight = self.data.domain.unflatten(self.data.domain.flatten(weight))
         weight = weight / weight.sum()
         with torch.no_grad():
-            self.set(self.model.raw_values(theta))
+            self.own.set(theta)
             product, variance = self.gamma.matmul(weight), self.gamma.variance()
         return float((weight * product).sum()), float((weight * variance).sum())

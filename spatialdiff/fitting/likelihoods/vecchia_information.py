@@ -25,7 +25,7 @@ def vecchia_information(likelihood: StructuredLikelihood, theta: Tensor) -> Tens
     number = len(theta)
 
     def at(point: Tensor, block: Tensor) -> Tensor:
-        likelihood.set(likelihood.model.raw_values(point))
+        likelihood.own.set(point)
         different = ~torch.eye(block.shape[1], dtype=torch.bool)
         return gamma._covariance(block.unsqueeze(-2), block.unsqueeze(-3), different)
 
