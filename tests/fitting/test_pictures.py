@@ -10,8 +10,8 @@ import torch
 import spatialdiff as sd
 from spatialdiff.fitting import observe
 from spatialdiff.fitting.inference.checks import checks
+from spatialdiff.fitting.inference.panels import WRONG
 from spatialdiff.fitting.inference.pictures import (
-    WRONG,
     diagnose,
     quantile_picture,
     residual_map,
