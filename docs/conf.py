@@ -74,15 +74,20 @@ def _mathml(as_block):
     return visit
 
 
-def _draw_gallery(app):
+def _draw_pictures(app):
     sys.path.insert(0, str(Path(__file__).parent))
-    from gallery import draw
+    import fitting_pictures
+    import gallery
+    import kriging_pictures
 
-    draw(Path(__file__).parent / "_static" / "gallery")
+    static = Path(__file__).parent / "_static"
+    gallery.draw(static / "gallery")
+    fitting_pictures.draw(static / "fitting")
+    kriging_pictures.draw(static / "kriging")
 
 
 def setup(app):
-    app.connect("builder-inited", _draw_gallery)
+    app.connect("builder-inited", _draw_pictures)
     # browsers show MathML without a network; where there is one, MathJax sets it better
     app.add_html_math_renderer("mathml", (_mathml(False), None), (_mathml(True), None))
     app.add_js_file(MATHJAX_URL, loading_method="async")
