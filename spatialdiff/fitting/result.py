@@ -230,10 +230,10 @@ class FitResult:
             lines.append(f"  {name:<{width}}  {value:>11.5g}  {shown:>11}")
         lines.append("")
         if not math.isnan(self.log_likelihood):
-            error = f" ± {self.log_likelihood_error:.2g}" if self.log_likelihood_error else ""
+            noise = f" ± {self.log_likelihood_error:.2g}" if self.log_likelihood_error else ""
             criteria = "" if math.isnan(self.aic) else f"   AIC {self.aic:.6g}   BIC {self.bic:.6g}"
             kind = "restricted log-likelihood" if self.restricted else "log-likelihood"
-            lines.append(f"  {kind} {self.log_likelihood:.6g}{error}{criteria}")
+            lines.append(f"  {kind} {self.log_likelihood:.6g}{noise}{criteria}")
         lines += [
             f"  {'converged' if self.converged else 'NOT converged'} after {self.n_evaluations} "
             f"evaluations: {self.message}",
