@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from spatialdiff import covariance, data
-from spatialdiff.fitting import FitWarning, fit
+from spatialdiff.conditioning import Kriging
+from spatialdiff.fitting import FitWarning, fit, variogram
 from spatialdiff.fitting.likelihoods.dense import DenseLikelihood
 from spatialdiff.fitting.observations import observe
 from spatialdiff.fitting.parameters import KernelParameters
-from spatialdiff.kernels import Exponential, Matern, Nugget
+from spatialdiff.kernels import Exponential, Matern, Nugget, Spherical
 
 ORACLES = Path(__file__).resolve().parents[1] / "oracles"
 PEERS = json.loads((ORACLES / "agreement.json").read_text())["cases"]
@@ -128,3 +129,39 @@ def test_with_a_linear_trend_the_maximum_is_that_of_fields(name):
     assert at_theirs == pytest.approx(expected["log_likelihood"], abs=1e-6)
     found = estimates(start, z, points, mean="linear")
     assert at_theirs - 1e-8 <= found.log_likelihood < at_theirs + (0.2 if name == "sic97" else 0.01)
+
+
+def test_the_variogram_fit_of_meuse_is_the_published_one_of_gstat():
+    """Pebesma's tutorial to gstat: log(zinc), nugget 0.0507, partial sill 0.5906, range 897 m."""
+    points, z = sites_and_values("meuse")
+    expected = R["meuse"]["variogram"]["fitted_by_counts_over_squared_lag"]
+    assert round(expected["lengthscale"]) == 897
+    kernel = Spherical(900.0, 1.0) + Nugget(1.0)
+    found = variogram(z, points).fit(kernel).parameters
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=2e-4), name
+
+
+def test_kriging_of_the_meuse_grid_is_that_of_gstat():
+    """krige() of gstat: ordinary, and with the root of the distance to the river as external drift."""
+    points, z = sites_and_values("meuse")
+    flood, expected = data.meuse_grid(), R["meuse"]["grid"]
+    # gstat's rows are those of meuse.grid: they are found by their coordinates on the map
+    there = torch.tensor([expected["x"], expected["y"]], dtype=torch.float64).T
+    at = torch.cdist(there, flood.map_coordinates).argmin(1)
+
+    def told(values):
+        return torch.tensor(expected[values], dtype=torch.float64)
+
+    spherical = Spherical(897.0044, 0.59060463) + Nugget(0.05066017)
+    mean, variance = Kriging(spherical, points, z).predict(flood.points)
+    torch.testing.assert_close(mean[at], told("ordinary"), rtol=1e-9, atol=0)
+    torch.testing.assert_close(variance[at], told("ordinary_variance"), rtol=1e-9, atol=0)
+    assert float(mean.mean()) == pytest.approx(expected["ordinary_mean_of_all"], rel=1e-9)
+
+    exponential = Exponential(340.3, 0.1507) + Nugget(0.0571)
+    root, roots = data.meuse()["dist"].sqrt(), flood.domain.flatten(flood["dist"]).sqrt()
+    drift = Kriging(exponential, points, z, drift=root.unsqueeze(-1))
+    mean, variance = drift.predict(flood.points, drift=roots.unsqueeze(-1))
+    torch.testing.assert_close(mean[at], told("drift"), rtol=1e-8, atol=0)
+    torch.testing.assert_close(variance[at], told("drift_variance"), rtol=1e-8, atol=0)
