@@ -15,10 +15,9 @@ from spatialdiff.cli.files import Setting, write_fit
 from spatialdiff.cli.kernels import kernel_config
 from spatialdiff.cli.objects import basis_of, one_kernel, seeded, with_channel
 from spatialdiff.data import FieldData
-from spatialdiff.fitting import FitResult, FitWarning
+from spatialdiff.fitting import Comparison, FitResult, FitWarning, diagnose
+from spatialdiff.fitting import compare as compare_fits
 from spatialdiff.fitting import fit as fit_fields
-from spatialdiff.fitting.inference.comparison import Comparison
-from spatialdiff.fitting.inference.comparison import compare as compare_fits
 from spatialdiff.plotting import gallery
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
@@ -162,6 +161,10 @@ def fit(
         drawn_too = out.write_picture("comparison.png", comparison.plot())
         page.figure(drawn_too, "Semivariances of the data and of every fit, and the differences of AIC.")
     page.figure(written, "Held-out data, and fields drawn from the fitted covariance, on one colour scale.")
+    diagnosed = out.write_picture("diagnostics.png", diagnose(result, data.train, data.grid, mean=mean))
+    page.figure(
+        diagnosed, "Data in the envelope of fields drawn from the fit: variogram, spectrum, residuals."
+    )
     page.provenance(config, seed, found).save(out / "report.html")
     said = [] if comparison is None else ["", str(comparison)]
     say(str(result), *said, "", f"fit: {out}", f"next: spatialdiff train --fit {out}")
