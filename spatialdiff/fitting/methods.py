@@ -214,5 +214,6 @@ def _whittle(model: KernelParameters, data: Observations, options: Mapping[str, 
         whittle += f", {taper:g} cosine taper"
     known = {name: options[name] for name in ("density", "taper") if name in options}
     if extra := set(options) - set(known):
-        raise ValueError(f"{', '.join(sorted(extra))} of method='whittle' are for grids with missing cells")
+        names = ", ".join(f"{name}=" for name in sorted(extra))
+        raise ValueError(f"{names} is an option of method='whittle' for grids with missing cells only")
     return Choice("whittle", whittle, SpectralLikelihood(model, data, **known))
