@@ -322,7 +322,8 @@ def _least_squares(flat: Tensor, design: Design, seen: Tensor | None) -> Tensor:
     """Ordinary coefficients ``(C, q)``, all fields together, of what was observed."""
     columns = design.columns
     if seen is None:
-        return torch.linalg.lstsq(columns, flat.mean(dim=0).T).solution.T
+        solution: Tensor = torch.linalg.lstsq(columns, flat.mean(dim=0).T).solution
+        return solution.T
     found = []
     for channel in range(flat.shape[1]):
         weight = seen[:, channel].sum(dim=0).double()

@@ -1,4 +1,4 @@
-r"""The matrix of an isotropic closed form, ``Γ_ij = σ² ρ(‖T(s_i - s_j)‖) + σ₀² 1{i=j}``, at all pairs of sites.
+r"""The matrix of an isotropic closed form at all pairs of sites, ``σ² ρ(‖T(s_i - s_j)‖) + σ₀² 1{i=j}``.
 
 With ``u = f T s`` the coordinates in which ``ρ`` has scale 1 (`closed_forms`), and ``G`` the derivative of
 something in Γ, the derivatives in the parameters are sums over pairs,
@@ -47,7 +47,7 @@ class _IsotropicMatrix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from spatialdiff.covariance.points import isotropic_matrix_compiled as compiled
 
         variance, transform = ctx.saved_tensors

@@ -75,7 +75,7 @@ class GaussianTerms(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, of_log_det: Tensor, of_trace: Tensor, of_products: Tensor
     ) -> tuple[Tensor, None, None]:
         factor, whitened = ctx.saved_tensors
@@ -151,6 +151,7 @@ class DenseLikelihood(Likelihood):
                 "function of x - x'"
             )
         if self.stationary:
+            assert isinstance(domain, Grid | MaskedGrid)
             self._index = _lag_index(domain)
         self._closed = _ClosedMatrix(model.kernel)
         # all sites have their own nugget, also where they coincide
@@ -241,7 +242,7 @@ class DenseLikelihood(Likelihood):
         if self.data.design is None:
             return None
         with torch.no_grad():
-            inverse = torch.linalg.inv(self._terms(theta)[1])
+            inverse: Tensor = torch.linalg.inv(self._terms(theta)[1])
         if not self.joint:
             return inverse
         q = self.data.design.shape[1]

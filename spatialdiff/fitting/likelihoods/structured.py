@@ -14,6 +14,7 @@ of :mod:`.dense`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class StructuredLikelihood(Likelihood):
         data: Observations,
         method: str,
         restricted: bool = False,
-        **options: object,
+        **options: Any,
     ) -> None:
         if data.observed is not None:
             raise ValueError(

@@ -99,6 +99,7 @@ class VecchiaLikelihood(Likelihood):
         """Value, score and information at ``theta``, from one pass, kept for the next question."""
         if self._seen is not None and torch.equal(self._seen[0], theta):
             return self._seen[1]
+        from spatialdiff.covariance.points.vecchia_compiled import LANES
         from spatialdiff.fitting.likelihoods import vecchia_scores_compiled as loops
 
         data, q, channels = self.data, self._q, self.data.channels
@@ -107,7 +108,7 @@ class VecchiaLikelihood(Likelihood):
         number, extra = len(theta), q + channels
         size = 2 + extra * extra
         rows = size * (1 + number) + number * number
-        function = functools.partial(_collect, loops.isotropic_scores, (rows, loops.LANES))
+        function = functools.partial(_collect, loops.isotropic_scores, (rows, LANES))
         parts = shared(
             function,
             len(sites),
@@ -167,12 +168,14 @@ class VecchiaLikelihood(Likelihood):
         if self.data.design is None or not self.compiled:
             return self._plain.coefficients(theta)
         found = self._evaluate(theta.detach())
-        return torch.linalg.solve(found.gram, found.cross).T
+        solved: Tensor = torch.linalg.solve(found.gram, found.cross)
+        return solved.T
 
     def coefficient_covariance(self, theta: Tensor) -> Tensor | None:
         if self.data.design is None or not self.compiled:
             return self._plain.coefficient_covariance(theta)
-        return torch.linalg.inv(self._evaluate(theta.detach()).gram) / self.data.total
+        inverse: Tensor = torch.linalg.inv(self._evaluate(theta.detach()).gram)
+        return inverse / self.data.total
 
     def mean_variance(self, theta: Tensor) -> tuple[float, float]:
         """Of all pairs of sites, or of those of 2000 sites drawn at random (fixed seed)."""
@@ -201,7 +204,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return gradient * slope, None
 
@@ -258,7 +261,7 @@ class _Closed(nn.Module):
         table = torch.stack([zero if slope is None else slope for slope in slopes])
         matrix = transform.detach()
         change = table[2:].reshape(*matrix.shape, -1).permute(2, 0, 1) @ torch.linalg.inv(matrix)
-        isotropic = as_isotropic(self.kernel, self.dimension)  # type: ignore[arg-type]
+        isotropic = as_isotropic(self.kernel, self.dimension)
         assert isotropic is not None
         return _ClosedAt(
             isotropic.family,
