@@ -49,6 +49,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/kernel_product.py --quick
 	$(BIN)/python benchmarks/vecchia.py --quick
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/estimation.py --quick
+	$(BIN)/python benchmarks/kriging.py --quick
 
 clean:
 	rm -rf $(VENV) docs/_build build *.egg-info
