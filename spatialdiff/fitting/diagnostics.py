@@ -205,7 +205,7 @@ def _identification(
                     "radians; the field is hardly anisotropic"
                 )
             continue
-        relative = error if p.log else error / max(_magnitude(p, model, values), 1e-300)
+        relative = error if p.log else error * p.step / max(_magnitude(p, model, values), 1e-300)
         if relative > POOR:
             of = "it" if p.kind != "root" or p.log else "the channel's"
             yield (

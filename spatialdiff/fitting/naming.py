@@ -37,7 +37,8 @@ class Parameter:
 
     ``kind`` is "length", "variance", "deviation", "angle", "root" or "shape"; ``axes`` are the coordinates
     that its kernel sees (``None``: all but ``excluded``) and ``axis`` the place of its own one among them;
-    ``unit`` is what it is multiplied by in the kernel; ``tied`` names the parameter whose value it takes.
+    ``unit`` is what it is multiplied by in the kernel; ``step`` is the natural size of a unit of the scale
+    that is optimised, where that is no logarithm; ``tied`` names the parameter whose value it takes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Parameter:
     axis: int | None = None
     period: float | None = None
     unit: float = 1.0
+    step: float = 1.0
     tied: str | None = None
 
     @property
@@ -84,7 +86,7 @@ class Parameter:
 
     def to_theta(self, natural: float) -> float:
         """Natural value to the scale that is optimised."""
-        return math.log(natural) if self.log else natural
+        return math.log(natural) if self.log else natural / self.step
 
     def to_natural(self, theta: float) -> float:
         """The scale that is optimised to the natural value; an angle of a principal axis is reported in
@@ -92,7 +94,7 @@ class Parameter:
         if self.log:
             return math.exp(theta)
         if self.period is None:
-            return theta
+            return theta * self.step
         half = self.period / 2.0
         return half - (half - theta) % self.period
 

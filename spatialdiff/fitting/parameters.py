@@ -138,7 +138,7 @@ class KernelParameters:
         for i, p in enumerate(self.free):
             variance = float(covariance[i, i])
             error = math.sqrt(variance) if variance >= 0.0 else math.nan
-            errors[p.name] = error * values[p.name] if p.log else error
+            errors[p.name] = error * (values[p.name] if p.log else p.step)
         return {p.name: errors[p.tied or p.name] for p in self.all}
 
     def covariance(self, theta: Tensor, grid: Grid, lags: Sequence[Tensor]) -> Tensor:
@@ -211,7 +211,7 @@ class KernelParameters:
         """Raw parameters by path in the kernel, differentiable in ``theta``."""
         values: dict[str, Tensor] = {}
         for position, p in enumerate(self.free):
-            values[p.name] = theta[position].exp() if p.log else theta[position]
+            values[p.name] = theta[position].exp() if p.log else theta[position] * p.step
         entries: dict[str, list[tuple[int, Tensor]]] = {}
         for p in self.all:
             value = values.get(p.tied or p.name)

@@ -30,7 +30,8 @@ def set_bounds(model: KernelParameters, data: Observations) -> None:
 
     - length scales: a twentieth of the spacing to a hundred times the extent, or to the shortest period where
       images must be summed, since that takes ever longer;
-    - variances: 1e-8 to 1e6 times that of the data; standard deviations: the roots of these;
+    - variances: 1e-8 to 1e6 times that of the data; standard deviations: the roots of these; entries of the
+      root of a coregionalisation: of the channel of their row, whose deviation is also the unit of a step;
     - other positive parameters: a millionth to a million times their start;
     - all: to where the kernel is positive definite in the dimension of the domain.
     """
@@ -47,6 +48,11 @@ def set_bounds(model: KernelParameters, data: Observations) -> None:
     for p in model.free:
         if p.attribute == "angle":
             p.unit = scales.radius
+        deviation = math.sqrt(variance)
+        if p.kind == "root" and isinstance(model.kernel, Coregionalization):
+            rank = model.kernel.get_parameter(p.path).shape[1]
+            deviation = math.sqrt(float(data.variance()[p.index // rank]))
+            p.step = 1.0 if p.log else deviation
         if p.bounded_by_user or not p.log:
             continue
         if p.is_lengthscale:
@@ -56,7 +62,7 @@ def set_bounds(model: KernelParameters, data: Observations) -> None:
         elif p.is_variance:
             low, high = variance * 1e-8, variance * 1e6
         elif p.kind in ("deviation", "root"):
-            low, high = math.sqrt(variance) * 1e-4 / p.unit, math.sqrt(variance) * 1e3 / p.unit
+            low, high = deviation * 1e-4 / p.unit, deviation * 1e3 / p.unit
         else:
             low, high = p.start * 1e-6, p.start * 1e6
         p.lower, p.upper = max(p.lower, low), min(p.upper, high)
@@ -122,9 +128,12 @@ def channel_covariance(data: Observations) -> Tensor:
         present = seen.double()
         counts = torch.einsum("ics,ids->cd", present, present)
     covariance = products / counts.clamp_min(1.0)
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    # of the correlations, so that units of the channels do not matter
+    deviations = covariance.diagonal().sqrt()
+    scale = deviations[:, None] * deviations
+    eigenvalues, vectors = torch.linalg.eigh(covariance / scale)
     floor = 1e-6 * eigenvalues[-1]
-    found: Tensor = (vectors * eigenvalues.clamp_min(floor)) @ vectors.T
+    found: Tensor = (vectors * eigenvalues.clamp_min(floor)) @ vectors.T * scale
     return found
 
 

@@ -231,3 +231,32 @@ def test_a_matrix_of_lower_rank_stays_so():
     for row, value in enumerate(column[:, 0].tolist()):
         name = f"L1[{row},0]"
         assert abs(result.parameters[name] - value) < SIGMAS * result.standard_errors[name]
+
+
+@pytest.mark.parametrize("scales", [(1e3, 1e3), (1e-4, 1e-4), (1.0, 1e3)])
+def test_matrices_follow_the_units_of_their_channels(scales):
+    sites = points(60, [1.0, 1.0])
+
+    def start(units):
+        matrices = [
+            torch.diag(units) @ torch.tensor([[a, b], [b, a]], dtype=F64) @ torch.diag(units)
+            for a, b in ((0.8, 0.4), (0.2, 0.1))
+        ]
+        return Coregionalization([(matrices[0], Exponential(0.3)), (matrices[1], Nugget(1.0))])
+
+    one, units = torch.ones(2, dtype=F64), torch.tensor(scales, dtype=F64)
+    fields = simulate(start(one), sites, 3)
+    plain = sd.fit(start(one), fields, sites, starts=1)
+    scaled = sd.fit(start(units), fields * units[:, None], sites, starts=1)
+    assert scaled.converged
+    shift = plain.log_likelihood - 3 * 60 * float(units.log().sum())
+    assert math.isclose(scaled.log_likelihood, shift, rel_tol=0.0, abs_tol=1e-5)
+    for name, value in plain.parameters.items():
+        unit = scales[int(name[3])] if name.startswith("L") else 1.0
+        error = plain.standard_errors[name]
+        assert abs(scaled.parameters[name] / unit - value) <= 0.01 * error
+        assert math.isclose(scaled.standard_errors[name] / unit, error, rel_tol=0.01)
+    low, high = plain.interval("L1[1,0]", kind="profile")
+    ends = scaled.interval("L1[1,0]", kind="profile")
+    for end, expected in zip(ends, (low, high), strict=True):
+        assert math.isclose(end / scales[1], expected, rel_tol=0.01, abs_tol=0.01)

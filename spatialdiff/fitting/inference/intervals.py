@@ -147,9 +147,9 @@ def profile(result: FitResult, name: str, level: float = 0.95, points: int = 9) 
     heights = [profiler.height(t) for t in where]
     return Profile(
         name=name,
-        values=torch.tensor([math.exp(t) if p.log else t for t in where], dtype=torch.float64),
+        values=torch.tensor([math.exp(t) if p.log else t * p.step for t in where], dtype=torch.float64),
         log_likelihood=torch.tensor(heights, dtype=torch.float64),
-        estimate=math.exp(center) if p.log else center,
+        estimate=math.exp(center) if p.log else center * p.step,
         maximum=profiler.maximum,
         scale=profiler.scale,
         level=level,

@@ -182,7 +182,7 @@ class Profiler:
             return (0.0 if low == -math.inf else math.exp(low)), math.exp(high)
         if p.period is not None and (math.isinf(low) or math.isinf(high)):
             return self.center - p.period / 2.0, self.center + p.period / 2.0
-        return low, high
+        return low * p.step, high * p.step
 
     def interval(self, level: float) -> tuple[float, float]:
         return self.natural(*self.ends(level))
