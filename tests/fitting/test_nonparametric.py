@@ -99,6 +99,15 @@ def test_shrinkage_predicts_other_fields_better_than_either_part():
     assert abs(held_out - float(found.curve.max())) < 5.0 * math.sqrt(2.0) * scatter
 
 
+@pytest.mark.filterwarnings("ignore::spatialdiff.fitting.result.FitWarning")
+def test_shrinkage_leaves_the_precision_of_its_target():
+    grid = sd.Grid((8, 10))
+    white = torch.randn(12, 1, 8, 10, generator=generator())  # no structure: the target alone, weight 1
+    found = sd.fit(Matern(1.5, 2.0) + Nugget(0.1), white, grid, method="shrinkage")
+    assert found.parameters["weight"] == 1.0
+    assert found.covariance.sample((1,)).dtype == torch.float32
+
+
 def test_shrinkage_of_channels_keeps_their_covariance():
     grid = sd.Grid((5, 4))
     one = torch.randn(30, 5, 4, generator=generator(6), dtype=F64)

@@ -386,3 +386,12 @@ def test_pictures() -> None:
         v.plot("spherical")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two dimensions"):
         variogram_map(x[:, 0], sd.Grid(8)).plot()
+
+
+@pytest.mark.filterwarnings("ignore::spatialdiff.fitting.result.FitWarning")
+def test_white_noise_has_no_standard_errors_where_the_length_scale_does_not_matter():
+    grid = sd.Grid((20, 24))
+    white = torch.randn(6, 1, 20, 24, generator=torch.Generator().manual_seed(2))
+    found = sd.fit(Matern(1.5, 2.0) + Nugget(0.1), white, grid, method="variogram")
+    assert math.isnan(found.standard_errors["lengthscale"])
+    assert abs(found.parameters["nugget"] + found.parameters["variance"] - 1.0) < 0.5

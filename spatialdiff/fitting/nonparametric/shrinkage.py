@@ -25,6 +25,7 @@ Wolf 2004; Warton 2008 (cross-validated likelihood).
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -81,7 +82,8 @@ def estimate_shrinkage(
     """
     block = max(1, data.total // 20) if block is None else block
     rows = _rows(data, target, block)
-    target = target.double()
+    # a copy: `double` would change the covariance of the caller
+    target = copy.deepcopy(target).double()
     with torch.no_grad():
         solved = target.solve(rows)
         kernel = solved.flatten(1) @ rows.flatten(1).T

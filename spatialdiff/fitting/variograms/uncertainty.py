@@ -41,7 +41,10 @@ def parameter_covariance(
     weighted = weight[:, None] * slopes if weight.ndim == 1 else weight @ slopes
     normal = slopes.mT @ weighted
     scale = normal.diagonal().sqrt()
-    if not bool(inside.any()) or float(torch.linalg.eigvalsh(normal / scale / scale[:, None])[0]) < 1e-12:
+    # not finite where the curve does not move with a parameter, such as the length scale of white noise
+    scaled = normal / scale / scale[:, None]
+    known = bool(inside.any()) and bool(scaled.isfinite().all())
+    if not known or float(torch.linalg.eigvalsh(scaled)[0]) < 1e-12:
         return covariance, "none (the variogram does not identify the parameters)"
     gain = torch.linalg.solve(normal, weighted.mT)
     fields = min(v.n_fields for v in variograms)
