@@ -135,12 +135,33 @@ def fit(
         )
     data = observe(fields, domain, mean, missing)
     check_options(_named(method, options), options, ALL_OPTIONS)
+    if isinstance(kernel, Coregionalization):
+        if kernel.channels != data.channels:
+            raise ValueError(
+                f"the Coregionalization has {kernel.channels} channels and the fields have {data.channels}: "
+                f"give fields (N, {kernel.channels}, *domain.shape)"
+            )
+        if method == "vecchia":
+            raise ValueError(
+                "method='vecchia' does not take a Coregionalization: use method='exact' or 'variogram'"
+            )
     if method in FAMILYLESS:
+        _check_familyless(method, restricted, fixed, bounds, ties)
         target = None
         if method == "shrinkage":
             way = "spectrum" if kernel is None else "auto"
             target = fit(
-                kernel, fields, domain, way, mean, fixed=fixed, bounds=bounds, ties=ties, starts=starts
+                kernel,
+                fields,
+                domain,
+                way,
+                mean,
+                fixed=fixed,
+                bounds=bounds,
+                ties=ties,
+                starts=starts,
+                max_iterations=max_iterations,
+                missing=missing,
             )
         return familyless(method, data, dtype, options, target)
     if kernel is None:
@@ -189,6 +210,16 @@ def _named(method: str, options: Mapping[str, Any]) -> str:
             "well, instead of 'auto'"
         )
     return method
+
+
+def _check_familyless(method: str, restricted: bool, fixed: Any, bounds: Any, ties: Any) -> None:
+    """Raise for what is asked of a likelihood or a kernel, where there is none."""
+    if restricted:
+        raise ValueError(f"restricted=True is for likelihoods of a kernel; method={method!r} has none")
+    named = {"fixed": fixed, "bounds": bounds, "ties": ties}
+    given = [name for name, value in named.items() if value]
+    if given and method != "shrinkage":
+        raise ValueError(f"{given[0]}= names parameters of a kernel; method={method!r} fits none")
 
 
 def _result(

@@ -13,7 +13,7 @@ import torch
 import spatialdiff as sd
 from spatialdiff.covariance import Covariance, DenseCovariance, TorusCovariance
 from spatialdiff.fitting import FitResult, FitWarning, MeanShare
-from spatialdiff.kernels import Exponential, Gaussian, Matern, Nugget
+from spatialdiff.kernels import Coregionalization, Exponential, Gaussian, Matern, Nugget
 
 TRUTH = {"lengthscale": 3.0, "variance": 2.0, "nugget": 0.3}
 OPEN, TORUS = sd.Grid((18, 20), spacing=0.5), sd.Grid((32, 24), spacing=0.5, periodic=True)
@@ -372,6 +372,10 @@ def test_a_kernel_smoother_than_the_rounding_of_the_data_says_what_to_do():
     )
 
 
+def two_channels():
+    return Coregionalization([(torch.eye(2), Matern(1.5))])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
@@ -400,6 +404,14 @@ def test_a_kernel_smoother_than_the_rounding_of_the_data_says_what_to_do():
         ({"method": "exact", "neighbours": 3}, TypeError, "neighbors"),
         ({"restricted": True, "mean": None}, ValueError, "coefficients"),
         ({"restricted": True, "method": "whittle"}, ValueError, "exact"),
+        ({"restricted": True, "method": "spectrum"}, ValueError, "likelihoods of a kernel"),
+        ({"fixed": ["range"], "method": "eof"}, ValueError, "fits none"),
+        ({"kernel": two_channels()}, ValueError, "has 2 channels and the fields have 1"),
+        (
+            {"kernel": two_channels(), "fields": torch.randn(3, 2, 18, 20), "method": "vecchia"},
+            ValueError,
+            "does not take a Coregionalization",
+        ),
         ({"starts": 0}, ValueError, "at least 1"),
         ({"domain": (18, 20)}, TypeError, "Grid"),
     ],
@@ -408,6 +420,14 @@ def test_bad_input_is_refused_with_its_reason(change, error, match):
     arguments = {"kernel": truth(), "fields": torch.randn(3, 18, 20), "domain": OPEN, **change}
     with pytest.raises(error, match=match):
         sd.fit(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore::spatialdiff.fitting.FitWarning")
+def test_shrinkage_says_that_it_needs_every_value():
+    x = torch.randn(8, 18, 20, dtype=torch.float64)
+    x[0, 3, 3] = math.nan
+    with pytest.raises(ValueError, match="observed at the same sites"):
+        sd.fit(None, x, OPEN, "shrinkage", missing="omit")
 
 
 def test_missing_values_are_counted_and_located():
