@@ -89,10 +89,16 @@ def fill(
         ValueError: fields of another shape, no missing pattern to speak of (all cells missing), infinite
             values, fewer observed cells than drift functions, a covariance that is singular to working
             precision.
+        TypeError: something that is no kernel.
         RuntimeError: the conjugate gradients do not reach the tolerance.
 
     Source: Chilès & Delfiner 2012, Geostatistics, 2nd ed., sections 3.4 and 7.3.
     """
+    if not isinstance(kernel, gpytorch.kernels.Kernel):
+        raise TypeError(
+            f"fill: kernel must be a gpytorch.kernels.Kernel, got {type(kernel).__name__}; "
+            "of a fit, give fit.kernel"
+        )
     fields = torch.as_tensor(fields).detach()
     shape = tuple(grid.shape)
     if fields.dim() < grid.ndim or tuple(fields.shape[fields.dim() - grid.ndim :]) != shape:

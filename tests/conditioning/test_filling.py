@@ -181,3 +181,8 @@ def test_a_kernel_too_smooth_for_its_cells_says_to_give_noise():
     with pytest.raises((ValueError, RuntimeError), match="noise="):
         fill(field, kernel, grid)
     assert bool(fill(field, kernel, grid, noise=0.01).mean.isfinite().all())
+
+
+def test_fill_takes_a_kernel_only():
+    with pytest.raises(TypeError, match="fill: kernel must be"):
+        fill(torch.zeros(4, 4), object(), sd.Grid((4, 4)))
