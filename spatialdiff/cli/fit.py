@@ -62,7 +62,7 @@ def fit_data(
 def compare_kernels(
     data: FieldData,
     kernel: Kernel | list[Kernel] | None,
-    others: Sequence[Kernel],
+    others: Sequence[Kernel | list[Kernel]],
     method: Method,
     mean: str | None,
     restricted: bool,
@@ -78,7 +78,7 @@ def compare_kernels(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)
         return compare_fits(
-            [one_kernel(kernel), *others],
+            [one_kernel(each) for each in (kernel, *others)],
             data.train,
             data.grid,
             method=method,
@@ -93,7 +93,7 @@ def fit(
     config: str,
     data: FieldData,
     kernel: Kernel | list[Kernel] | None = None,
-    compare: list[Kernel] | None = None,
+    compare: list[Kernel | list[Kernel]] | None = None,
     method: Method = "auto",
     mean: Literal["constant", "linear", "field"] | None = "constant",
     restricted: bool = False,
@@ -107,7 +107,8 @@ def fit(
         data: source of the fields by class path, such as spatialdiff.data.terrain.
         kernel: covariance function by class path, its values the first guess; a list is a sum; a kernel.yaml
             or the run folder of a fit is read. Not used by "spectrum" and "eof".
-        compare: further kernels that are fitted by the same method; the one of least AIC is kept.
+        compare: further kernels, of which each may be a list, fitted by the same method; the one of least
+            AIC is kept.
         method: "exact", "whittle", "vecchia", "iterative", "variogram", "auto" (whichever likelihood the size
             allows); without a family "spectrum" and "eof", or "shrinkage" towards the kernel.
         mean: "constant" (one number per channel), "linear" (in the coordinates), "field" (one per site), or

@@ -118,3 +118,11 @@ def test_mistakes_are_one_clear_message(options, says, capsys, tmp_path):
     command = ["fit", *DATA["temperature"], "--kernel", KERNEL, *options]
     assert main([*command, "--run-dir", str(tmp_path / "f")]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_compared_kernel_may_be_a_sum(tmp_path):
+    nugget = "{class_path: spatialdiff.kernels.Nugget, init_args: {variance: 0.1}}"
+    others = "[[{class_path: spatialdiff.kernels.Exponential}, " + nugget + "]]"
+    command = ["fit", *DATA["temperature"], "--kernel", KERNEL, "--compare", others, "--method", "whittle"]
+    assert main([*command, "--run_dir", str(tmp_path / "fit")]) == 0
+    assert (tmp_path / "fit" / "comparison.png").exists()
