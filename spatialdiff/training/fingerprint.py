@@ -64,10 +64,12 @@ def _describe(value: Any, name: str, out: dict[str, Any], seen: set[int]) -> Non
     elif inspect.isroutine(value):
         out[name] = getattr(value, "__qualname__", type(value).__qualname__)
     elif dataclasses.is_dataclass(value) or type(value).__module__.partition(".")[0] == "spatialdiff":
-        seen.add(id(value))
+        # only what is being listed is left out: whether two owners share an object or have equal ones, which
+        # differs between a run and its repetition from files, is no setting
+        inside = seen | {id(value)}
         out[name] = type(value).__qualname__
         if hasattr(value, "__dict__"):
-            _settings(value, name, out, seen)
+            _settings(value, name, out, inside)
 
 
 def describe(root: nn.Module, trained: nn.Module, name: str = "objective") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import spatialdiff as sd
 from spatialdiff.training.fingerprint import describe, differences
 
 
@@ -79,3 +80,20 @@ def test_many_differences_are_cut_short():
     lines = differences({str(i): i for i in range(20)}, {})
     assert len(lines) == 9
     assert lines[-1] == "and 12 more"
+
+
+class Pair(torch.nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1)
+        self.first, self.second = first, second
+
+
+def test_a_part_that_is_shared_and_one_that_is_equal_are_alike():
+    """A run holds the domain of its data twice; repeated from files it holds two equal domains."""
+    domain = sd.Grid((4, 5))
+    shared = Pair(domain, domain)
+    equal = Pair(domain, sd.Grid((4, 5)))
+    assert differences(describe(shared, shared.network), describe(equal, equal.network)) == []
+    other = Pair(domain, sd.Grid((4, 6)))
+    assert differences(describe(shared, shared.network), describe(other, other.network))

@@ -49,8 +49,8 @@ def factorise(covariance: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(covariance)
     if int(info) or not bool(torch.isfinite(factor).all()):
         raise NotPositiveDefiniteError
-    pivots = factor.diagonal()
-    if float(pivots.min() / pivots.max()) ** 2 < 1e-13:
+    # the share of a variance that is left given the sites before: free of the units of the channels
+    if float((factor.diagonal().square() / covariance.diagonal()).min()) < 1e-13:
         raise NotPositiveDefiniteError
     lower: Tensor = factor
     return lower
