@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import spatialdiff as sd
-from spatialdiff import plotting
+from spatialdiff import plotting, style
 from spatialdiff.evaluation import spectrum
 from spatialdiff.evaluation.curves import spectrum_curve, variogram_curve
 from spatialdiff.kernels import Matern
@@ -82,7 +82,7 @@ def test_style_is_left_behind():
 def test_colors():
     names = [str(i) for i in range(9)]
     found = plotting.colors(names)
-    assert found["0"] == plotting.REAL
+    assert found["0"] == style.REAL
     assert len({found[name] for name in names[:7]}) == 7
     assert found["7"] == found["1"]
 

@@ -14,9 +14,10 @@ from spatialdiff.cli.files import Setting, read_fit, write_fit
 from spatialdiff.cli.fit import fit_data
 from spatialdiff.cli.model import ModelConfig, NetworkOf, ObjectiveOf, ProcessOf
 from spatialdiff.data import FieldData
-from spatialdiff.plotting import PALETTE, training_curves
+from spatialdiff.plotting import training_curves
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder, digest
+from spatialdiff.style import PALETTE
 from spatialdiff.training import Trainer
 from spatialdiff.training.metrics import read_metrics
 

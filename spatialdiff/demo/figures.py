@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from spatialdiff.plotting import GAUSSIAN, REAL, style
+from spatialdiff.style import GAUSSIAN, REAL, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

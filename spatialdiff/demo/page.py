@@ -18,9 +18,10 @@ from spatialdiff.demo.pipeline import (
 )
 from spatialdiff.demo.reading import best_rows, reading
 from spatialdiff.evaluation.report import FLOOR, REFERENCE, TRAINING
-from spatialdiff.plotting import GAUSSIAN, REAL, gallery, panels, training_curves
+from spatialdiff.plotting import gallery, panels, training_curves
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
+from spatialdiff.style import GAUSSIAN, REAL
 
 NEAREST = "nearest"
 

@@ -22,9 +22,9 @@ from spatialdiff.fitting import FitResult, FitWarning, fit
 from spatialdiff.kernels import Matern, Sum
 from spatialdiff.networks import UNet
 from spatialdiff.objectives import BridgeMixture, Denoising
-from spatialdiff.plotting import PALETTE
 from spatialdiff.processes import VP, BrownianBridge
 from spatialdiff.sampling import sample
+from spatialdiff.style import PALETTE
 from spatialdiff.training import Trainer
 from spatialdiff.training.metrics import read_metrics
 

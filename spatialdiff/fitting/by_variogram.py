@@ -68,7 +68,10 @@ def fit_by_variogram(
 
 
 def _moments(model: KernelParameters, data: Observations, theta: torch.Tensor) -> tuple[float, float]:
-    """Model variance of the domain mean and of a site; NaN where the domain has no planar kernel matrix."""
+    """Model variance of the domain mean and of a site.
+
+    NaN where some, but not all, axes are periodic, or gaps stand on periodic ones.
+    """
     if any(data.domain.periodic):
         from spatialdiff.fitting.likelihoods.whittle import SpectralLikelihood
 

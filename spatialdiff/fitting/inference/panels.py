@@ -40,7 +40,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def one_panel(draw: Callable[[Axes], None]) -> Figure:
     """A figure of one panel."""
-    from spatialdiff.plotting import style
+    from spatialdiff.style import style
 
     with style():
         figure = new_figure(4.6, 3.6)
@@ -67,7 +67,7 @@ def _curve(
 
 def draw_variogram(axis: Axes, check: ScaleCheck, level: float) -> None:
     """Semivariances by distance, a colour for each direction."""
-    from spatialdiff.plotting import PALETTE
+    from spatialdiff.style import PALETTE
 
     directions = list(dict.fromkeys(s.direction for s in check.scales if s.kind == "variogram"))
     for number, direction in enumerate(directions):

@@ -68,7 +68,7 @@ def diagnose(
     kinds = {scale.kind for scale in check.scales}
     panels: list[str] = [kind for kind in ("variogram", "spectrum") if kind in kinds]
     panels += ["quantiles", *(["map"] if not isinstance(data.domain, Graph) else [])]
-    from spatialdiff.plotting import style
+    from spatialdiff.style import style
 
     with style():
         rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
@@ -132,7 +132,7 @@ def quantile_picture(values: Tensor, level: float = 0.95, label: str = "decorrel
 def residual_map(result: FitResult, data: Observations) -> Figure:
     """Of one field the residual, of several their root mean square at each site, over the standard deviation
     of the model."""
-    from spatialdiff.plotting import style
+    from spatialdiff.style import style
 
     with style():
         figure = new_figure(4.6, 3.6)
@@ -143,7 +143,7 @@ def residual_map(result: FitResult, data: Observations) -> Figure:
 def validation_picture(found: Validation, level: float = 0.95) -> Figure:
     """Values against predictions, Q–Q diagram of standardised errors, histogram of the probability integral
     transform."""
-    from spatialdiff.plotting import style
+    from spatialdiff.style import style
 
     with style():
         figure = new_figure(10.2, 3.4)

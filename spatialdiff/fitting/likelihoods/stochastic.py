@@ -76,9 +76,7 @@ class StochasticLikelihood(Likelihood):
         seed: int = 0,
     ) -> None:
         if isinstance(model.kernel, Coregionalization):
-            raise ValueError(
-                "this likelihood is of one kernel: fit a Coregionalization with method='exact' or 'vecchia'"
-            )
+            raise ValueError("this likelihood is of one kernel: fit a Coregionalization with method='exact'")
         if probes < 2:
             raise ValueError(f"probes must be at least 2 for a standard error, got {probes}")
         if not 0.0 < tolerance < 1.0:

@@ -22,7 +22,7 @@ from spatialdiff.fitting.variograms.empirical import Variogram
 from spatialdiff.fitting.variograms.maps import VariogramMap
 from spatialdiff.fitting.variograms.model import VariogramModel
 from spatialdiff.kernels import Coregionalization
-from spatialdiff.plotting import PALETTE, style
+from spatialdiff.style import PALETTE, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
