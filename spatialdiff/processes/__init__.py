@@ -13,22 +13,24 @@ from spatialdiff.processes.couplings import (
     time_reversal,
 )
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.noise import (
-    VE,
-    VP,
-    BrownianMotion,
-    Cosine,
-    NoiseProcess,
-    OrnsteinUhlenbeck,
-    Rectified,
-)
+from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
+from spatialdiff.processes.scalar import ScalarLaw
 from spatialdiff.processes.schedules import (
     BetaSchedule,
     ConstantBeta,
     GeometricBeta,
     LinearBeta,
     ReversedBeta,
+)
+from spatialdiff.processes.signal import (
+    VE,
+    VP,
+    BrownianMotion,
+    Cosine,
+    OrnsteinUhlenbeck,
+    Rectified,
+    SignalProcess,
 )
 
 __all__ = [
@@ -58,7 +60,9 @@ __all__ = [
     "Rectified",
     "RectifiedPath",
     "ReversedBeta",
+    "ScalarLaw",
     "SignalPath",
+    "SignalProcess",
     "as_coupling",
     "expand",
     "time_reversal",

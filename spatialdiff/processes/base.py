@@ -33,6 +33,8 @@ def expand(coefficient: Tensor, field: Tensor) -> Tensor:
 class Dynamics(nn.Module):
     """A spatial covariance Γ (submodule ``covariance``) and the times ``[0, horizon]``."""
 
+    variables: int = 1
+
     def __init__(self, covariance: Covariance, horizon: float) -> None:
         super().__init__()
         if not isinstance(covariance, Covariance):
@@ -42,6 +44,24 @@ class Dynamics(nn.Module):
             )
         self.covariance = covariance
         self.horizon = float(horizon)
+
+    def white_shape(self, shape: int | Sequence[int], channels: int) -> tuple[int, ...]:
+        """The shape of the white noise z behind a state of ``channels`` channels.
+
+        ``(*shape, K*C, *factor_shape)``; where Γ itself has the channels ``(*shape, K, *factor_shape)``, or
+        ``(*shape, *factor_shape)`` for K = 1. Raises ``ValueError`` where ``channels`` contradict Γ.
+        """
+        lead = (shape,) if isinstance(shape, int) else tuple(shape)
+        own = self.covariance.channels
+        if own is None:
+            return (*lead, self.variables * channels, *self.covariance.factor_shape)
+        if own != channels:
+            raise ValueError(
+                f"the field has {channels} channel(s) and the covariance acts on {own}; "
+                f"build it with channels={channels} (or channels=None for independent channels)"
+            )
+        several = () if self.variables == 1 else (self.variables,)
+        return (*lead, *several, *self.covariance.factor_shape)
 
     def draw(
         self,
@@ -53,19 +73,12 @@ class Dynamics(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Coloured noise η = R z, shape ``(*shape, C, *grid)``; z is ``white``, or drawn with ``generator``.
+        """Coloured noise η = (I ⊗ R) z, shape ``(*shape, K*C, *grid)``; z is ``white``, or drawn.
 
-        z has shape ``(*shape, C, *factor_shape)``, or ``(*shape, *factor_shape)`` where Γ itself has the
-        channels. Raises ``ValueError`` where ``channels`` or the shape of ``white`` contradict Γ.
+        z has the shape ``white_shape``. Raises ``ValueError`` where ``channels`` or the shape of ``white``
+        contradict Γ.
         """
-        lead = (shape,) if isinstance(shape, int) else tuple(shape)
-        own = self.covariance.channels
-        if own is not None and own != channels:
-            raise ValueError(
-                f"the field has {channels} channel(s) and the covariance acts on {own}; "
-                f"build it with channels={channels} (or channels=None for independent channels)"
-            )
-        needed = (*lead, *(() if own is not None else (channels,)), *self.covariance.factor_shape)
+        needed = self.white_shape(shape, channels)
         if white is None:
             white = torch.randn(
                 needed,
@@ -77,7 +90,15 @@ class Dynamics(nn.Module):
             raise ValueError(
                 f"white has shape {tuple(white.shape)}; this covariance colours white noise of {needed}"
             )
-        return self.covariance.color(white)
+        return self._flat(self.covariance.color(white), channels)
+
+    def _flat(self, field: Tensor, channels: int) -> Tensor:
+        """Variables and channels on one axis: ``(*shape, K*C, *grid)``."""
+        if self.variables == 1 or self.covariance.channels is None:
+            return field
+        grid = tuple(self.covariance.domain.shape)
+        lead = field.shape[: field.ndim - len(grid) - 2]
+        return field.reshape(*lead, self.variables * channels, *grid)
 
     def times(self, t: Times, name: str = "t") -> Tensor:
         """``t`` as float64 in ``[0, horizon]``; raises ``ValueError`` outside."""

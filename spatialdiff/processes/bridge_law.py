@@ -17,10 +17,10 @@ from torch import Tensor
 from spatialdiff.covariance import Covariance
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.bridges import Bridge
-from spatialdiff.processes.law import Law
+from spatialdiff.processes.scalar import ScalarLaw
 
 
-class BridgeLaw(Law):
+class BridgeLaw(ScalarLaw):
     """The law of ``X_t`` given ``x_τ`` where ``x_0 | x_τ ~ N(signal x_τ + value, std² Γ)``."""
 
     def __init__(

@@ -23,7 +23,7 @@ from torch import Tensor
 from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
 from spatialdiff.processes.bridges import Bridge
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.noise import NoiseProcess
+from spatialdiff.processes.signal import SignalProcess
 from spatialdiff.processes.paths import LinearPath
 from spatialdiff.processes.schedules import ReversedBeta
 
@@ -140,7 +140,7 @@ class Noised(Coupling):
         self.std = float(std)
 
     @classmethod
-    def of(cls, process: NoiseProcess) -> Noised:
+    def of(cls, process: SignalProcess) -> Noised:
         """The law of the noised data at the horizon of ``process``."""
         return cls(process.alpha(process.horizon).item(), process.sigma(process.horizon).item())
 
@@ -209,7 +209,7 @@ def as_coupling(coupling: Coupling | str) -> Coupling:
     return named[coupling]()
 
 
-def time_reversal(process: NoiseProcess) -> tuple[Bridge, Noised]:
+def time_reversal(process: SignalProcess) -> tuple[Bridge, Noised]:
     r"""The bridge and the coupling whose mixture, at time T - t, is the reverse-time SDE of ``process``.
 
     The path from noised to clean data, given both, is a bridge of the same reference under the reversed β;

@@ -1,18 +1,22 @@
 r"""The law of the state given the data endpoint: all that denoisers, objectives and samplers need.
 
-.. math:: u_t \mid x \sim N(\alpha_t x + o_t,\; \sigma_t^2\, \Gamma), \qquad
-          u_s \mid u_t, x \sim N(A u_t + b x,\; V\, \Gamma)
+.. math:: u_t \mid x \sim N(\varphi_t \otimes x + o_t,\; \Sigma_t \otimes \Gamma), \qquad
+          u_s \mid u_t, x \sim N(A u_t + b \otimes x,\; V \otimes \Gamma)
 
-for ``t`` on the way from ``start_time`` to ``end_time``, where the state becomes the data. A noise process
-runs from ``T`` down to ``0``, a bridge from ``0`` up to its horizon; nothing else tells them apart. With the
-posterior mean :math:`D(u, t) = E[x \mid u_t = u]` in the place of the data,
+for ``t`` on the way from ``start_time`` to ``end_time``, where the data variable becomes the data. A noise
+process runs from ``T`` down to ``0``, a bridge from ``0`` up to its horizon; nothing else tells them apart.
 
-.. math:: \Gamma \nabla \log q_t(u) = -(u - \alpha_t D - o_t)/\sigma_t^2,
+The state enters the law of x only through :math:`\varphi^\top\Sigma^{-1}u`. Scaled,
 
-and no Γ⁻¹ is needed anywhere except in the score itself.
+.. math:: y_t = q_t^\top (u_t - o_t) = \alpha_t x + \sigma_t \bar\eta, \quad \bar\eta \sim N(0, \Gamma), \quad
+          \alpha_t^2/\sigma_t^2 = I(t) = \varphi_t^\top \Sigma_t^{-1} \varphi_t
 
-The methods below are those of one variable per site (``variables == 1``); ``marginal`` and ``posterior``
-already return ``K×K`` matrices.
+is a sufficient statistic: whatever the number of variables, the posterior mean
+:math:`D(u, t) = E[x \mid u_t = u]` is that of a scalar law with signal α and noise σ, and it determines the score
+of all K variables, :math:`\Gamma\nabla\log q_t(u) = \Sigma_t^{-1}(\varphi_t \otimes D + o_t - u)`, with no Γ⁻¹.
+
+Coefficients are the same in every mode of Γ (``basis is None``), or differ from mode to mode of ``basis``;
+shapes ``[modes]`` below are then ``basis.modes``, else nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance
+from spatialdiff.covariance.basis import Basis
 from spatialdiff.processes.base import Dynamics, Times, expand
 
 
@@ -31,13 +36,14 @@ class Law(Dynamics, ABC):
     r"""The Gaussian law of the state :math:`u_t` given the data ``x``, and the steps that lead to the data.
 
     Times are scalars or tensors ``(B,)`` in ``[0, horizon]``; every coefficient is returned in float64 with
-    the shape of ``t``; fields are ``(B, K*C, *grid)`` and keep their dtype.
+    the shape of ``t`` in front; states are ``(B, K*C, *grid)``, the data variable first, and keep their dtype.
 
     Attributes:
         covariance: Γ.
-        variables: K, the variables per site (1 here).
+        variables: K, the variables per site.
+        basis: where coefficients differ from mode to mode, the basis of the modes; else None.
         horizon: the largest time.
-        start_time, end_time: a sampler runs from the first to the second, where the state is the data.
+        start_time, end_time: a sampler runs from the first to the second, where the state holds the data.
         sde_start_time: where an Euler–Maruyama scheme may start: ``start_time``, or slightly inside of it
             where the drift of the SDE is singular at ``start_time`` (``Cosine``, ``Rectified``).
         deterministic_flow: False where no probability flow exists (a bridge from a fixed point).
@@ -47,6 +53,7 @@ class Law(Dynamics, ABC):
     """
 
     variables: int = 1
+    basis: Basis | None = None
     deterministic_flow: bool = True
     closed_form: bool = True
 
@@ -58,52 +65,77 @@ class Law(Dynamics, ABC):
     # -- coefficients ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def alpha(self, t: Times) -> Tensor:
-        """α_t, the coefficient of the data."""
+    def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
+        """φ ``(*t, [modes], K)`` and Σ ``(*t, [modes], K, K)`` of ``u_t | x ~ N(φ ⊗ x + o_t, Σ ⊗ Γ)``."""
 
     @abstractmethod
-    def variance(self, t: Times) -> Tensor:
-        """σ_t², the coefficient of Γ."""
+    def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
+        """A ``(*t, [modes], K, K)``, b ``(*t, [modes], K)``, V ``(*t, [modes], K, K)`` of ``u_s | u_t, x``.
 
-    @abstractmethod
-    def alpha_rate(self, t: Times) -> Tensor:
-        """dα_t/dt."""
-
-    @abstractmethod
-    def sigma_rate(self, t: Times) -> Tensor:
-        """dσ_t/dt (infinite where σ_t vanishes like a square root)."""
-
-    @abstractmethod
-    def log_snr(self, t: Times) -> Tensor:
-        """log(α_t²/σ_t²), increasing on the way to the data; infinite where σ_t or α_t is zero."""
-
-    @abstractmethod
-    def time_of_log_snr(self, log_snr: Times) -> Tensor:
-        """The time at which ``log_snr`` has a given value (closed form), clamped to ``[0, horizon]``."""
-
-    @abstractmethod
-    def step(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
-        """The scalars ``(A, b, V)`` of ``u_s | u_t, x ~ N(A u_t + b x, V Γ)``, s between t and the end.
-
-        At ``s = end_time`` they are exactly ``(0, 1, 0)``: the state becomes the data.
+        ``u_s | u_t, x ~ N(A u_t + b ⊗ x, V ⊗ Γ)``, s between ``t`` and ``end_time``; at ``end_time`` the data
+        variable is the data exactly.
         """
 
     @abstractmethod
-    def diffusion(self, t: Times) -> Tensor:
-        """g(t): the noise of the SDE is g(t) Γ^{1/2} dW, in either direction of time."""
+    def root(self, t: Times) -> Tensor:
+        """Lower L ``(*t, [modes], K, K)`` with ``L Lᵀ = Σ_t``."""
+
+    @abstractmethod
+    def precision(self, t: Times) -> Tensor:
+        """``Σ_t⁻¹`` ``(*t, [modes], K, K)``; raises ``ValueError`` where Σ_t is singular."""
+
+    @abstractmethod
+    def noise_root(self, t: Times) -> Tensor:
+        """g ``(*t, [modes], K, K)``: the SDE's noise is ``(g ⊗ R) dW``, in either direction of time."""
+
+    @abstractmethod
+    def statistic(self, t: Times) -> Tensor:
+        """q ``(*t, [modes], K)``: ``y = qᵀ(u - o_t)`` is all that the state tells about the data."""
+
+    @abstractmethod
+    def alpha(self, t: Times) -> Tensor:
+        """α_t ``(*t, [modes])``, the coefficient of the data in the statistic y."""
+
+    @abstractmethod
+    def variance(self, t: Times) -> Tensor:
+        """σ_t² ``(*t, [modes])``, the coefficient of Γ in the law of the statistic y."""
+
+    @abstractmethod
+    def noise_weights(self, t: Times) -> Tensor:
+        """n ``(*t, [modes], K)``, of unit length: ``η̄ = nᵀη`` where ``u = φ ⊗ x + o + (L ⊗ I) η``."""
+
+    @abstractmethod
+    def log_snr(self, t: Times) -> Tensor:
+        """``log I``, averaged over the modes: ``(*t)``, increasing on the way to the data."""
+
+    @abstractmethod
+    def time_of_log_snr(self, log_snr: Times) -> Tensor:
+        """The time at which ``log_snr`` has a given value, clamped to ``[0, horizon]``."""
+
+    @abstractmethod
+    def velocity(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
+        """du/dt of the probability flow with the posterior mean at ``data``, per unit of ``t`` itself."""
 
     @abstractmethod
     def reverse_drift(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
         """Drift of the SDE that leads to the data, per unit of time *elapsed* on the way from start to end.
 
-        One Euler–Maruyama step from t to s is
-        ``u + reverse_drift(u, D(u, t), t) |s - t| + g(t) sqrt(|s - t|) η``,
-        for a process that runs backward in t as for a bridge that runs forward.
+        One Euler–Maruyama step from t to s is ``u + reverse_drift(u, D(u, t), t) |s - t|`` and noise
+        ``√|s - t| (noise_root(t) ⊗ R) z``, for a process that runs backward in t as for a bridge that runs
+        forward.
         """
+
+    @abstractmethod
+    def information_rate(self, t: Times) -> Tensor:
+        """dI/dt ``(*t, [modes])``; of a noise process ``-φᵀΣ⁻¹ β G Σ⁻¹φ``, negative."""
 
     def sigma(self, t: Times) -> Tensor:
         """σ_t, the square root of ``variance``."""
         return self.variance(t).sqrt()
+
+    def information(self, t: Times) -> Tensor:
+        """``I(t) = φᵀΣ⁻¹φ = α²/σ²`` ``(*t, [modes])``; infinite where σ = 0."""
+        return self.alpha(t).square() / self.variance(t)
 
     def offset(self, t: Times) -> Tensor:
         """o_t, the rest of the mean: float64, broadcastable to ``(B, K*C, *grid)``; here 0."""
@@ -114,62 +146,85 @@ class Law(Dynamics, ABC):
         return torch.zeros((), dtype=torch.float64, device=self.times(t).device)
 
     def velocity_weights(self, t: Times) -> tuple[Tensor, Tensor]:
-        """(a, b) of the velocity prediction target ``a x + b η`` (Salimans & Ho 2022: (-σ, α))."""
+        """(a, b) of the velocity prediction target ``a x + b η̄`` (Salimans & Ho 2022: (-σ, α))."""
         return -self.sigma(t), self.alpha(t)
-
-    # -- matrices -------------------------------------------------------------------------------------------
-
-    def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
-        """φ ``(*t, K)`` and Σ ``(*t, K, K)`` of ``u_t | x ~ N(φ ⊗ x + o_t, Σ ⊗ Γ)``."""
-        return self.alpha(t)[..., None], self.variance(t)[..., None, None]
-
-    def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
-        """A ``(*t, K, K)``, b ``(*t, K)``, V ``(*t, K, K)`` of ``u_s | u_t, x ~ N(A u_t + b x, V ⊗ Γ)``.
-
-        ``s`` lies between ``t`` and ``end_time``; at ``end_time`` the step returns the data exactly
-        (A = V = 0, b = 1).
-        """
-        a, b, v = self.step(t, s)
-        return a[..., None, None], b[..., None], v[..., None, None]
 
     # -- fields ---------------------------------------------------------------------------------------------
 
+    def scale(self, coefficient: Tensor, field: Tensor) -> Tensor:
+        """A coefficient, ``()`` or ``(B,)`` and then ``[modes]``, times a field ``(B, …, *grid)``."""
+        if self.basis is None:
+            return expand(coefficient, field) * field
+        value = coefficient.to(device=field.device, dtype=field.dtype)
+        extra = field.ndim - 1 - self.basis.grid.ndim
+        modes = len(self.basis.modes)
+        if value.ndim > modes:
+            value = value.reshape(value.shape[0], *[1] * extra, *value.shape[1:])
+        return self.basis.multiply(field, value)
+
+    def mix(self, matrix: Tensor, field: Tensor) -> Tensor:
+        """``(M ⊗ I) u`` for M ``(*t, [modes], I, J)`` and u ``(B, J*C, *grid)``: ``(B, I*C, *grid)``.
+
+        Raises ``ValueError`` where the field's channels are no multiple of J.
+        """
+        rows, columns = matrix.shape[-2:]
+        if field.shape[1] % columns:
+            raise ValueError(
+                f"a state of {columns} variables needs a multiple of {columns} channels; "
+                f"got shape {tuple(field.shape)}"
+            )
+        if rows == columns == 1:
+            return self.scale(matrix[..., 0, 0], field)
+        batch, channels, *grid = field.shape
+        each = channels // columns
+        value = matrix.to(device=field.device, dtype=field.dtype)
+        if self.basis is None:
+            mixed = value @ field.reshape(batch, columns, -1)
+            return mixed.reshape(batch, rows * each, *grid)
+        coefficients = self.basis.analyze(field.reshape(batch, columns, each, *grid))
+        value = value.movedim((-2, -1), (-2 - len(self.basis.modes), -1 - len(self.basis.modes)))
+        if value.ndim == len(self.basis.modes) + 2:
+            value = value.unsqueeze(0)
+        mixed = (value.unsqueeze(3) * coefficients.unsqueeze(1)).sum(2)
+        return self.basis.synthesize(mixed).reshape(batch, rows * each, *grid)
+
+    def reduce(self, u: Tensor, t: Times) -> Tensor:
+        """The statistic ``y = qᵀ(u - o_t) = α x + σ η̄`` ``(B, C, *grid)`` of a state ``(B, K*C, *grid)``."""
+        centred = u - self.offset(t).to(device=u.device, dtype=u.dtype)
+        return self.mix(self.statistic(t)[..., None, :], centred)
+
+    def reduce_noise(self, noise: Tensor, t: Times) -> Tensor:
+        """η̄ ``(B, C, *grid)`` of the noise η ``(B, K*C, *grid)`` that ``perturb`` returns."""
+        return self.mix(self.noise_weights(t)[..., None, :], noise)
+
     def mean(self, data: Tensor, t: Times) -> Tensor:
-        """α_t x + o_t, shape of ``data``."""
-        return expand(self.alpha(t), data) * data + self.offset(t).to(device=data.device, dtype=data.dtype)
+        """φ_t ⊗ x + o_t, ``(B, K*C, *grid)``."""
+        phi = self.marginal(t)[0][..., None]
+        return self.mix(phi, data) + self.offset(t).to(device=data.device, dtype=data.dtype)
 
     def gamma_score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
-        """Γ∇log q(u_t | x) = -(u - α_t x - o_t)/σ_t²; that of the marginal where ``data`` is D(u, t)."""
-        variance = self.variance(t)
-        if bool((variance <= 0).any()):
+        """(I ⊗ Γ)∇log q(u_t | x) = Σ⁻¹(φ ⊗ x + o_t - u); that of the marginal where ``data`` is D(u, t)."""
+        return self.mix(self.precision(t), self.mean(data, t) - u)
+
+    def score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
+        """∇log q(u_t | x) = (Σ⁻¹ ⊗ Γ⁻¹)(φ ⊗ x + o_t - u); one solve with Γ."""
+        scaled = self.gamma_score(u, t, data)
+        apart = scaled.reshape(scaled.shape[0], self.variables, -1, *scaled.shape[2:])
+        return self.covariance.solve(apart).reshape(scaled.shape)
+
+    def noise(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
+        """η̄ = (y - α x)/σ ``(B, C, *grid)``, the noise of the statistic that leads from the data to u."""
+        sigma = self._positive_sigma(t)
+        return self.scale(1.0 / sigma, self.reduce(u, t) - self.scale(self.alpha(t), data))
+
+    def _positive_sigma(self, t: Times) -> Tensor:
+        sigma = self.sigma(t)
+        if bool((sigma <= 0).any()):
             raise ValueError(
                 "the score does not exist where sigma(t) = 0 "
                 "(at the data end, or at a fixed starting point); evaluate it at a time inside"
             )
-        return (self.mean(data, t) - u) / expand(variance, u)
-
-    def score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
-        """∇log q(u_t | x) = -Γ⁻¹(u - α_t x - o_t)/σ_t²; one solve with Γ."""
-        return self.covariance.solve(self.gamma_score(u, t, data))
-
-    def noise(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
-        """The coloured noise η = (u - α_t x - o_t)/σ_t that leads from the data to the state."""
-        return -self.gamma_score(u, t, data) * expand(self.sigma(t), u)
-
-    def velocity(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
-        r"""du/dt of the probability flow with the data at ``data``: α̇ x + ȯ + σ̇ (u - α x - o)/σ.
-
-        Per unit of ``t`` itself, so a step from t to s is ``u + (s - t) velocity``. Raises ``RuntimeError``
-        for a law without a deterministic flow, ``ValueError`` where σ_t = 0.
-        """
-        if not self.deterministic_flow:
-            raise RuntimeError(
-                f"{type(self).__name__} has no probability flow: its start is a point, from which only noise "
-                "leads away; use a stochastic solver ('bridge' or 'euler_maruyama'), or IndependentField"
-            )
-        rate = expand(self.sigma_rate(t), u) * self.noise(u, t, data)
-        moving = expand(self.alpha_rate(t), u) * data + self.offset_rate(t).to(device=u.device, dtype=u.dtype)
-        return moving + rate
+        return sigma
 
     # -- randomness -----------------------------------------------------------------------------------------
 
@@ -186,19 +241,20 @@ class Law(Dynamics, ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        r"""A coloured state at ``start_time`` (or ``time``): ``N(α μ + o, σ² Γ + α² C)``.
+        r"""A coloured state at ``start_time`` (or ``time``): ``N(φ ⊗ μ + o, Σ ⊗ Γ + φφᵀ ⊗ C)``.
 
-        Shape ``(*shape, C, *grid)``.
+        Shape ``(*shape, K*C, *grid)``.
 
         Args:
             shape: batch shape; channels: C.
             time: where to start, e.g. ``sde_start_time``.
             data: ``(mean, covariance)`` of the data where known: then the start is the exact Gaussian
-                marginal; with covariance ``None`` or without ``data`` the term α²C (and μ) is left out, as is
-                usual.
+                marginal; with covariance ``None`` or without ``data`` the term φφᵀ ⊗ C (and μ) is left out, as
+                is usual.
             initial: the states themselves, for a coupling that cannot draw them (``Paired``); refused by the
                 others.
-            white: the white noise behind σ η, see ``draw``; generator, dtype, device: of the draws.
+            white: the white noise behind the coloured part, see ``draw``; generator, dtype, device: of the
+                draws.
         """
         if initial is not None:
             raise ValueError(
@@ -207,9 +263,9 @@ class Law(Dynamics, ABC):
         lead = (shape,) if isinstance(shape, int) else tuple(shape)
         t = self.times(self.start_time if time is None else time)
         noise = self.draw(lead, channels, white=white, generator=generator, dtype=dtype, device=device)
-        state = expand(self.sigma(t), noise) * noise + self.offset(t).to(
-            device=noise.device, dtype=noise.dtype
-        )
+        flat = noise.reshape(-1, *noise.shape[len(lead) :])
+        state = self.mix(self.root(t), flat).reshape(noise.shape)
+        state = state + self.offset(t).to(device=noise.device, dtype=noise.dtype)
         if data is None:
             return state
         mean, covariance = data
@@ -217,7 +273,9 @@ class Law(Dynamics, ABC):
         if covariance is not None:
             inner = lead if covariance.channels is not None else (*lead, channels)
             clean = clean + covariance.sample(inner, generator=generator).to(noise)
-        return state + expand(self.alpha(t), noise) * clean
+        grid = self.covariance.domain.shape
+        fields = clean.expand(*lead, channels, *grid).reshape(-1, channels, *grid)
+        return state + self.mix(self.marginal(t)[0][..., None], fields).reshape(noise.shape)
 
     @property
     def sde_start_time(self) -> float:

@@ -1,97 +1,72 @@
-r"""Noise processes with one variable per site: data at time 0, coloured noise at the horizon.
+r"""Noise processes: data at time 0, coloured noise at the horizon.
 
-.. math:: du = f(t)\,u\,dt + g(t)\,\Gamma^{1/2} dW, \qquad u_0 = x,
-          \qquad u_t \mid x \sim N(\alpha_t x, \sigma_t^2\,\Gamma).
+.. math:: du = F(t)\,u\,dt + (Q(t)^{1/2} \otimes \Gamma^{1/2})\,dW, \qquad
+          u_t \mid u_s \sim N(\Phi(s,t)\,u_s,\; \Sigma(s,t) \otimes \Gamma).
 
 Γ enters every draw through one multiplication by its root R, and no coefficient depends on it. For constant Γ
-these are white-noise diffusions of Γ^{-1/2}x: the whitening equivalence that the tests rest on.
+these are white-noise diffusions of Γ^{-1/2}u: the whitening equivalence that the tests rest on.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance
-from spatialdiff.processes.base import Times, expand
+from spatialdiff.processes.base import Times
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
-from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta, GeometricBeta, LinearBeta, positive
+from spatialdiff.processes.moments import psd_root
 
 
 class NoiseProcess(Law):
-    r"""The process of a signal path (α_t, σ_t) with spatial covariance Γ (``gamma``).
+    r"""A linear process from the data at time 0 to noise at ``horizon``, with spatial covariance Γ.
 
-    ``schedule`` is the path: ``schedule.rate(t)`` is g², ``schedule.integral(t)`` its integral (β and B(t)
-    for the processes with a β schedule).
+    ``u_0 = (x, v_0)``: the data and K - 1 auxiliary variables, ``v_0 ~ N(0, V_0 ⊗ Γ)`` independent of x.
     """
 
-    def __init__(self, gamma: Covariance, schedule: SignalPath) -> None:
-        super().__init__(gamma, schedule.horizon, start_time=schedule.horizon, end_time=0.0)
-        self.schedule = schedule
+    def __init__(self, gamma: Covariance, horizon: float) -> None:
+        super().__init__(gamma, horizon, start_time=horizon, end_time=0.0)
 
-    def alpha(self, t: Times) -> Tensor:
-        return self.schedule.alpha(self.times(t))
-
-    def variance(self, t: Times) -> Tensor:
-        return self.schedule.variance(self.times(t))
-
-    def alpha_rate(self, t: Times) -> Tensor:
-        return self.schedule.alpha_rate(self.times(t))
-
-    def sigma_rate(self, t: Times) -> Tensor:
-        return self.schedule.sigma_rate(self.times(t))
-
-    def log_snr(self, t: Times) -> Tensor:
-        return self.schedule.log_snr(self.times(t))
-
-    def time_of_log_snr(self, log_snr: Times) -> Tensor:
-        level = torch.as_tensor(log_snr, dtype=torch.float64)
-        return self.schedule.time_of_log_snr(level).clamp(0.0, self.horizon)
-
+    @abstractmethod
     def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:
-        """Φ and Σ, ``(*t, K, K)`` each, of ``u_t | u_s ~ N(Φ u_s, Σ ⊗ Γ)`` for ``s <= t``."""
-        phi, sigma = self.schedule.transition(*self.ordered(s, t, ("s", "t")))
-        return phi[..., None, None], sigma[..., None, None]
+        """Φ and Σ, ``(*t, [modes], K, K)`` each, of ``u_t | u_s ~ N(Φ u_s, Σ ⊗ Γ)`` for ``s <= t``."""
 
-    def step(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
-        s, t = self.ordered(s, t, ("s", "t"))
-        phi, sigma = self.schedule.transition(s, t)
-        total, before = self.schedule.variance(t), self.schedule.variance(s)
-        # with q = Σ(s,t)/Σ_t: A = Φ Σ_s/Σ_t, b = α_s q, V = Σ_s q, and no difference is taken
-        same = s == t
-        safe = torch.where(total == 0, torch.ones_like(total), total)
-        ratio = torch.where(same, torch.zeros_like(total), sigma / safe)
-        keep = torch.where(same, torch.ones_like(total), phi * before / safe)
-        return keep, self.schedule.alpha(s) * ratio, before * ratio
+    @abstractmethod
+    def drift_matrix(self, t: Times) -> Tensor:
+        """F(t) ``(*t, [modes], K, K)``, the drift, β(t) included."""
+
+    @abstractmethod
+    def diffusion_matrix(self, t: Times) -> Tensor:
+        """Q(t) ``(*t, [modes], K, K)``, the covariance of the noise per unit time, β(t) included."""
 
     @property
-    def sde_start_time(self) -> float:
-        return self.schedule.sde_limit
+    def stationary(self) -> Tensor | None:
+        """S ``([modes], K, K)`` where the process has a stationary law ``N(0, S ⊗ Γ)``, else None."""
+        return None
 
-    def _inside_sde(self, t: Times) -> Tensor:
-        times = self.times(t)
-        if self.schedule.sde_limit < self.horizon and bool((times >= self.horizon).any()):
-            raise ValueError(
-                f"the SDE of {type(self).__name__} is singular at t = {self.horizon:g}, where alpha is 0; "
-                f"start an SDE solver at sde_start_time = {self.sde_start_time:.4f}, "
-                "or use posterior steps or the velocity"
-            )
-        return times
+    @property
+    def initial_root(self) -> Tensor:
+        """Some root ``([modes], K, K)`` of ``diag(0, V_0)``, the covariance of ``u_0`` given the data."""
+        return torch.zeros(self.variables, self.variables, dtype=torch.float64, device=self.covariance.device)
+
+    # -- dynamics -------------------------------------------------------------------------------------------
 
     def drift(self, u: Tensor, t: Times) -> Tensor:
-        """f(t) u, the drift of the noising SDE."""
-        return expand(self.schedule.drift_rate(self._inside_sde(t)), u) * u
-
-    def diffusion(self, t: Times) -> Tensor:
-        return self.schedule.rate(self._inside_sde(t)).sqrt()
+        """F(t) u, the drift of the noising SDE."""
+        return self.mix(self.drift_matrix(t), u)
 
     def reverse_drift(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
-        """-f u + g² Γ∇log q, per unit of time elapsed backward (Song et al. 2021, equation 6)."""
-        rate = self.schedule.rate(self._inside_sde(t))
-        return expand(rate, u) * self.gamma_score(u, t, data) - self.drift(u, t)
+        """-F u + Q Γ∇log q, per unit of time elapsed backward (Song et al. 2021, equation 6)."""
+        return self.mix(self.diffusion_matrix(t), self.gamma_score(u, t, data)) - self.drift(u, t)
+
+    def velocity(self, u: Tensor, data: Tensor, t: Times) -> Tensor:
+        """F u - ½ Q Γ∇log q (Song et al. 2021, equation 13), per unit of ``t`` itself."""
+        return self.drift(u, t) - 0.5 * self.mix(self.diffusion_matrix(t), self.gamma_score(u, t, data))
+
+    # -- draws ----------------------------------------------------------------------------------------------
 
     def perturb(
         self,
@@ -101,17 +76,24 @@ class NoiseProcess(Law):
         white: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw ``u = α_t x + σ_t η`` and return ``(u, η)``, η ~ N(0, Γ), both of the shape of ``x``.
+        """Draw ``u = φ_t ⊗ x + (L_t ⊗ I) η`` and return ``(u, η)``, η ~ N(0, I ⊗ Γ).
+
+        Both ``(B, K*C, *grid)``; for K = 1 ``u = α_t x + σ_t η``. The auxiliary start is integrated out.
 
         Args:
             x: data ``(B, C, *grid)``; t: times, scalar or ``(B,)``.
-            white: the white noise z of η = R z, see ``draw``; drawn with ``generator`` where absent.
+            white: the white noise z of η = R z, see ``white_shape``; drawn with ``generator`` where absent.
         """
         self.check_field(x)
         noise = self.draw(
             x.shape[0], x.shape[1], white=white, generator=generator, dtype=x.dtype, device=x.device
         )
-        return self.mean(x, t) + expand(self.sigma(t), x) * noise, noise
+        return self.mean(x, t) + self.mix(self.root(t), noise), noise
+
+    def initial_state(self, x: Tensor, noise: Tensor) -> Tensor:
+        """``u_0 = (x, v_0)`` ``(B, K*C, *grid)`` of data ``(B, C, *grid)`` and coloured ``noise`` for v_0."""
+        state = self.mix(self.initial_root, noise)
+        return torch.cat([x, state[:, x.shape[1] :]], dim=1)
 
     def simulate(
         self,
@@ -121,109 +103,33 @@ class NoiseProcess(Law):
         white: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Exact paths from ``u_0 = x`` at increasing ``times`` ``(T,)``: shape ``(T, B, C, *grid)``.
+        """Exact paths from the data ``x`` at increasing ``times`` ``(T,)``: shape ``(T, B, K*C, *grid)``.
 
-        A Markov chain of exact transitions; ``white`` has the shape of ``draw`` with ``T`` in front.
+        A Markov chain of exact transitions; ``white`` has the shape ``white_shape`` with ``T`` in front, or,
+        for K > 1, ``T + 1``: the first for the auxiliary variables at time 0.
         """
         self.check_field(x)
         grid = self.increasing(times)
-        states = []
-        state, before = x, grid.new_zeros(())
-        for i, now in enumerate(grid):
-            phi, sigma = self.schedule.transition(before, now)
-            noise = self.draw(
+        draws = iter(() if white is None else white)
+
+        def noise() -> Tensor:
+            return self.draw(
                 x.shape[0],
                 x.shape[1],
-                white=None if white is None else white[i],
+                white=None if white is None else next(draws),
                 generator=generator,
                 dtype=x.dtype,
                 device=x.device,
             )
-            state = expand(phi, x) * state + expand(sigma.sqrt(), x) * noise
+
+        needed = len(grid) + (self.variables > 1)
+        if white is not None and len(white) != needed:
+            raise ValueError(f"white has {len(white)} draws; this path needs {needed}, one for each time")
+        states = []
+        state, before = x if self.variables == 1 else self.initial_state(x, noise()), grid.new_zeros(())
+        for now in grid:
+            phi, sigma = self.transition(before, now)
+            state = self.mix(phi, state) + self.mix(psd_root(sigma), noise())
             states.append(state)
             before = now
         return torch.stack(states)
-
-    def extra_repr(self) -> str:
-        return repr(self.schedule)
-
-
-class VP(NoiseProcess):
-    """Variance preserving: ``du = -β/2 u dt + √β Γ^{1/2} dW``, β linear; stationary law N(0, Γ).
-
-    Song et al. 2021, arXiv 2011.13456, equation 11. ``schedule`` replaces the linear β.
-    """
-
-    def __init__(
-        self,
-        gamma: Covariance,
-        beta_min: float = 0.1,
-        beta_max: float = 20.0,
-        *,
-        schedule: BetaSchedule | None = None,
-    ) -> None:
-        beta = LinearBeta(beta_min, beta_max) if schedule is None else schedule
-        super().__init__(gamma, LinearPath(beta, theta=0.5))
-
-
-class VE(NoiseProcess):
-    """Variance exploding: α = 1, σ_t² = σ²(t) - σ²(0) with σ(t) = σ_min (σ_max/σ_min)^t.
-
-    Song et al. 2021, arXiv 2011.13456, equation 9: Brownian motion under B(t) = σ²(t) - σ²(0). Standard
-    deviations are in units of Γ's: with Γ of unit variance they are those of the noise at one site.
-    """
-
-    def __init__(self, gamma: Covariance, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        super().__init__(gamma, LinearPath(GeometricBeta(sigma_min, sigma_max), theta=0.0))
-
-
-class Cosine(NoiseProcess):
-    """α = cos(πt/2), σ = sin(πt/2) on [0, 1]; see ``CosinePath`` for the source and the end at t = 1."""
-
-    def __init__(self, gamma: Covariance) -> None:
-        super().__init__(gamma, CosinePath())
-
-
-class Rectified(NoiseProcess):
-    """α = 1 - t, σ = t on [0, 1], velocity target η - x; see ``RectifiedPath`` for the source."""
-
-    def __init__(self, gamma: Covariance) -> None:
-        super().__init__(gamma, RectifiedPath())
-
-    def velocity_weights(self, t: Times) -> tuple[Tensor, Tensor]:
-        times = self.times(t)
-        return -torch.ones_like(times), torch.ones_like(times)
-
-
-class BrownianMotion(NoiseProcess):
-    """``du = √β Γ^{1/2} dW`` on ``[0, horizon]``, β = 1 or the given ``schedule``: α = 1, σ² = B(t).
-
-    The data do not fade (α = 1): the start ``N(0, B(T) Γ)`` is close to the law of u_T only where B(T) Γ is
-    large against the covariance of the data; else pass the data's own law, ``start(..., data=(mean,
-    covariance))``.
-    """
-
-    def __init__(
-        self, gamma: Covariance, horizon: float = 1.0, *, schedule: BetaSchedule | None = None
-    ) -> None:
-        beta = ConstantBeta(1.0, horizon) if schedule is None else schedule
-        super().__init__(gamma, LinearPath(beta, theta=0.0))
-
-
-class OrnsteinUhlenbeck(NoiseProcess):
-    """``du = -rate β u dt + √β Γ^{1/2} dW``: stationary law N(0, Γ/(2 rate)), β = 1 by default.
-
-    ``rate`` is θ > 0 of the reversion -θ u (theory's α is -θ): 0.5 has the stationary law N(0, Γ). The
-    default horizon leaves α_T = e^{-5}, as VP does.
-    """
-
-    def __init__(
-        self,
-        gamma: Covariance,
-        rate: float = 0.5,
-        horizon: float = 10.0,
-        *,
-        schedule: BetaSchedule | None = None,
-    ) -> None:
-        beta = ConstantBeta(1.0, horizon) if schedule is None else schedule
-        super().__init__(gamma, LinearPath(beta, theta=positive("rate", rate)))
