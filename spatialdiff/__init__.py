@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from spatialdiff.fitting import FitResult, Variogram, fit, variogram
     from spatialdiff.objectives import BridgeMixture, Denoising
     from spatialdiff.processes import (
+        ALDA,
+        CLD,
+        MALDA,
         VE,
         VP,
         BrownianBridge,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
         Cosine,
         FixedPoint,
         IndependentField,
+        LinearDiffusion,
         OrnsteinUhlenbeck,
         OrnsteinUhlenbeckBridge,
         Paired,
@@ -80,8 +84,8 @@ _HOME = {
     "fitting": "FitResult Variogram fit variogram",
     "objectives": "BridgeMixture Denoising",
     "processes": (
-        "VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField OrnsteinUhlenbeck "
-        "OrnsteinUhlenbeckBridge Paired Rectified"
+        "ALDA CLD MALDA VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField "
+        "LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired Rectified"
     ),
     "sampling": "sample",
     "training": "Trainer",
@@ -90,6 +94,9 @@ _MODULES = ("conditioning", "data", "evaluation", "fitting", "kernels", "network
 _NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
+    "ALDA",
+    "CLD",
+    "MALDA",
     "VE",
     "VP",
     "BlockCovariance",
@@ -112,6 +119,7 @@ __all__ = [
     "IndependentField",
     "Kriging",
     "KroneckerCovariance",
+    "LinearDiffusion",
     "LowRankCovariance",
     "MaskedCovariance",
     "MaskedGrid",

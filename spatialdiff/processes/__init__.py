@@ -1,5 +1,6 @@
 """How noise enters over time: schedules, processes, bridges, and the law of the state given the data."""
 
+from spatialdiff.processes.auxiliary import ALDA, CLD, MALDA
 from spatialdiff.processes.base import expand
 from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
 from spatialdiff.processes.bridges import Bridge, BrownianBridge, OrnsteinUhlenbeckBridge
@@ -13,6 +14,7 @@ from spatialdiff.processes.couplings import (
     time_reversal,
 )
 from spatialdiff.processes.law import Law
+from spatialdiff.processes.linear import LinearDiffusion
 from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
 from spatialdiff.processes.scalar import ScalarLaw
@@ -34,6 +36,9 @@ from spatialdiff.processes.signal import (
 )
 
 __all__ = [
+    "ALDA",
+    "CLD",
+    "MALDA",
     "VE",
     "VP",
     "BetaSchedule",
@@ -50,6 +55,7 @@ __all__ = [
     "IndependentField",
     "Law",
     "LinearBeta",
+    "LinearDiffusion",
     "LinearPath",
     "NoiseProcess",
     "Noised",

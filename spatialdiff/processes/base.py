@@ -45,6 +45,11 @@ class Dynamics(nn.Module):
         self.covariance = covariance
         self.horizon = float(horizon)
 
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """What is trained with the network, through the evidence bound: of a learned schedule, or more."""
+        schedule = getattr(self, "schedule", None)
+        return list(schedule.parameters()) if isinstance(schedule, nn.Module) else []
+
     def white_shape(self, shape: int | Sequence[int], channels: int) -> tuple[int, ...]:
         """The shape of the white noise z behind a state of ``channels`` channels.
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
 from spatialdiff.processes.bridges import Bridge
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.signal import SignalProcess
 from spatialdiff.processes.paths import LinearPath
 from spatialdiff.processes.schedules import ReversedBeta
+from spatialdiff.processes.signal import SignalProcess
 
 
 class Coupling(ABC):

@@ -12,8 +12,9 @@ The state enters the law of x only through :math:`\varphi^\top\Sigma^{-1}u`. Sca
           \alpha_t^2/\sigma_t^2 = I(t) = \varphi_t^\top \Sigma_t^{-1} \varphi_t
 
 is a sufficient statistic: whatever the number of variables, the posterior mean
-:math:`D(u, t) = E[x \mid u_t = u]` is that of a scalar law with signal α and noise σ, and it determines the score
-of all K variables, :math:`\Gamma\nabla\log q_t(u) = \Sigma_t^{-1}(\varphi_t \otimes D + o_t - u)`, with no Γ⁻¹.
+:math:`D(u, t) = E[x \mid u_t = u]` is that of a scalar law with signal α and noise σ, and it determines the
+score of all K variables, :math:`\Gamma\nabla\log q_t(u) = \Sigma_t^{-1}(\varphi_t \otimes D + o_t - u)`,
+with no Γ⁻¹.
 
 Coefficients are the same in every mode of Γ (``basis is None``), or differ from mode to mode of ``basis``;
 shapes ``[modes]`` below are then ``basis.modes``, else nothing.
@@ -36,7 +37,7 @@ class Law(Dynamics, ABC):
     r"""The Gaussian law of the state :math:`u_t` given the data ``x``, and the steps that lead to the data.
 
     Times are scalars or tensors ``(B,)`` in ``[0, horizon]``; every coefficient is returned in float64 with
-    the shape of ``t`` in front; states are ``(B, K*C, *grid)``, the data variable first, and keep their dtype.
+    the shape of ``t`` in front; states are ``(B, K*C, *grid)``, the data variable first, of their own dtype.
 
     Attributes:
         covariance: Γ.
@@ -249,8 +250,8 @@ class Law(Dynamics, ABC):
             shape: batch shape; channels: C.
             time: where to start, e.g. ``sde_start_time``.
             data: ``(mean, covariance)`` of the data where known: then the start is the exact Gaussian
-                marginal; with covariance ``None`` or without ``data`` the term φφᵀ ⊗ C (and μ) is left out, as
-                is usual.
+                marginal; with covariance ``None`` or without ``data`` the term φφᵀ ⊗ C (and μ) is left out,
+                as is usual.
             initial: the states themselves, for a coupling that cannot draw them (``Paired``); refused by the
                 others.
             white: the white noise behind the coloured part, see ``draw``; generator, dtype, device: of the

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis, ChannelBasis
 
@@ -28,3 +33,32 @@ def check_basis(gamma: Covariance, basis: Basis, what: str) -> Basis:
             "give Γ the structure of the process"
         )
     return basis
+
+
+def relative_roots(covariances: Sequence[Covariance], variables: int, what: str) -> tuple[Tensor, Basis]:
+    """``√(γ_jk/γ_1k)`` ``(*modes, K)`` of one covariance per variable, and their common basis.
+
+    Raises ``ValueError`` unless there are K covariances without channels, diagonal in one fast basis.
+    """
+    if len(covariances) != variables:
+        raise ValueError(
+            f"{len(covariances)} covariances for {variables} variables; give one, or one for each variable"
+        )
+    if any(covariance.channels is not None for covariance in covariances):
+        raise ValueError(
+            "one covariance per variable needs covariances without channels (channels=None): the same in "
+            "every channel"
+        )
+    coloured = [covariance for covariance in covariances if not covariance.is_white]
+    if not coloured:
+        raise ValueError("one covariance per variable, all of them white: give one, and scale G instead")
+    basis = fast_basis(coloured[0], what)
+    for covariance in covariances:
+        check_basis(covariance, basis, what)
+    powers = [
+        (c._variance() if c.is_white else c.spatial_eigenvalues()).detach().double().expand(basis.modes)
+        for c in covariances
+    ]
+    if float(powers[0].min()) <= 0.0:
+        raise ValueError("the covariance of the data variable is singular; the others cannot be told by it")
+    return torch.stack([(power / powers[0]).sqrt() for power in powers], dim=-1), basis

@@ -1,0 +1,275 @@
+r"""Any linear diffusion with auxiliary variables, under a spatial covariance Γ.
+
+.. math:: du = \beta(t)\,A\,u\,dt + \sqrt{\beta(t)}\,(G^{1/2} \otimes \Gamma^{1/2})\,dW, \qquad
+          u_t \mid u_s \sim N\big((\Phi \otimes I)\,u_s,\; \Sigma \otimes \Gamma\big),
+
+with Φ and Σ of ``moments`` at :math:`b = B(t) - B(s)`: only K×K matrices are ever exponentiated. With a
+stationary law N(0, S ⊗ Γ), :math:`A = -(Q + D)S^{-1}`, :math:`G = 2D`, Q skew, D ⪰ 0 span all of them
+(Ma et al. 2015, arXiv 1506.04696; Singhal et al. 2023, arXiv 2302.07261, section 4). The auxiliary start
+``v_0 ~ N(0, V_0 ⊗ Γ)`` is integrated out (hybrid score matching, Dockhorn et al. 2022, arXiv 2112.07068).
+
+A and G may differ from mode to mode of a basis in which Γ is diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatialdiff.covariance import Covariance
+from spatialdiff.covariance.basis import Basis
+from spatialdiff.processes.base import Times
+from spatialdiff.processes.levels import LevelTable
+from spatialdiff.processes.marginals import Marginal, marginal_law, weighted_mean
+from spatialdiff.processes.matrices import check_matrices, default_schedule, lyapunov, stationary_matrices
+from spatialdiff.processes.modes import check_basis, fast_basis, relative_roots
+from spatialdiff.processes.moments import linear_moments, psd_root
+from spatialdiff.processes.noise import NoiseProcess
+from spatialdiff.processes.schedules import BetaSchedule
+
+_MATRICES = ("_drift", "_diffusion", "_stationary", "_initial")
+Matrix = Tensor | Sequence[Sequence[float]] | Sequence[Any]
+
+
+class LinearDiffusion(NoiseProcess):
+    r"""``du = β A u dt + √β (G^{1/2} ⊗ Γ^{1/2}) dW`` for K variables per site, the data first.
+
+    Args:
+        gamma: Γ, or a sequence of K covariances, one for each variable (diagonal in one basis).
+        A: drift ``(K, K)``, or ``(*modes, K, K)`` for each mode of ``basis``; no eigenvalue may grow.
+        G: noise ⪰ 0, ``(K, K)`` or ``(*modes, K, K)``.
+        beta: time change β(t); by default linear from 0.1 to 20 in proportion, as for VP, and so long that
+            e^{-5} of the data is left, which is what VP leaves.
+        initial: V_0 of the auxiliary variables, ``(K-1, K-1)``, or K-1 variances; by default that of the
+            stationary law, or 0 where there is none.
+        basis: the basis of the modes; by default Γ's own where A or G have modes.
+
+    Raises:
+        ValueError: matrices of other shapes, an A that grows, G or V_0 not positive semi-definite, noise that
+            does not reach every variable, modes without a fast basis.
+    """
+
+    def __init__(
+        self,
+        gamma: Covariance | Sequence[Covariance],
+        A: Matrix,
+        G: Matrix,
+        *,
+        beta: BetaSchedule | None = None,
+        initial: Matrix | None = None,
+        basis: Basis | None = None,
+    ) -> None:
+        first, others = (gamma, ()) if isinstance(gamma, Covariance) else (gamma[0], tuple(gamma[1:]))
+        drift, diffusion = check_matrices(A, G)
+        schedule = default_schedule(drift, diffusion) if beta is None else beta
+        super().__init__(first, schedule.horizon)
+        self.variables = drift.shape[-1]
+        self.schedule = schedule
+        if others:
+            relative, basis = relative_roots((first, *others), self.variables, type(self).__name__)
+            diffusion = relative[..., :, None] * diffusion * relative[..., None, :]
+            self.covariances = torch.nn.ModuleList(others)
+        if max(drift.ndim, diffusion.ndim) > 2:
+            basis = fast_basis(first, type(self).__name__) if basis is None else basis
+            self.basis = check_basis(first, basis, type(self).__name__)
+            shape = (*basis.modes, self.variables, self.variables)
+            drift, diffusion = drift.expand(shape), diffusion.expand(shape)
+        self.register_buffer("_drift", drift.contiguous(), persistent=False)
+        self.register_buffer("_diffusion", diffusion.contiguous(), persistent=False)
+        self.register_buffer("_stationary", lyapunov(drift, diffusion), persistent=False)
+        self.register_buffer("_initial", self._initial_covariance(initial), persistent=False)
+        self._last: tuple[object, list[object], Marginal] | None = None
+        self._table: LevelTable | None = None
+        # fails here, not in the first step, where the noise does not reach a variable
+        self._marginal(self.horizon)
+
+    @classmethod
+    def from_stationary(
+        cls,
+        gamma: Covariance,
+        Q: Matrix,
+        D: Matrix,
+        S: Matrix,
+        *,
+        beta: BetaSchedule | None = None,
+        initial: Matrix | None = None,
+    ) -> LinearDiffusion:
+        """The process with stationary law N(0, S ⊗ Γ): ``A = -(Q + D) S⁻¹``, ``G = 2 D``.
+
+        Args:
+            gamma: Γ. Q: skew, D ⪰ 0, S ≻ 0, ``(K, K)`` each; beta, initial: as for ``LinearDiffusion``.
+
+        Raises:
+            ValueError: Q not skew, D not positive semi-definite, S not positive definite.
+        """
+        drift, diffusion = stationary_matrices(Q, D, S)
+        return LinearDiffusion(gamma, drift, diffusion, beta=beta, initial=initial)
+
+    def _initial_covariance(self, initial: Matrix | None) -> Tensor:
+        """``diag(0, V_0)``, ``([modes], K, K)``."""
+        count = self.variables - 1
+        if initial is not None:
+            given = torch.as_tensor(initial, dtype=torch.float64)
+            given = given.diag_embed() if given.shape == (count,) else given
+            if tuple(given.shape[-2:]) != (count, count):
+                raise ValueError(
+                    f"initial has shape {tuple(given.shape)}; V_0 is ({count}, {count}), or {count} "
+                    f"variances, for the {count} auxiliary variables"
+                )
+            if float(torch.linalg.eigvalsh(given).min()) < -1e-12 or not torch.equal(given, given.mT):
+                raise ValueError(f"initial is not a covariance of {count} variables: {given.tolist()}")
+        elif self._stationary is None:
+            given = torch.zeros(count, count, dtype=torch.float64)
+        else:
+            given = self._stationary[..., 1:, 1:]
+        return torch.nn.functional.pad(given, (1, 0, 1, 0))
+
+    # -- coefficients ---------------------------------------------------------------------------------------
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A, G and diag(0, V_0), ``([modes], K, K)`` each, float64."""
+        return self._drift, self._diffusion, self._initial
+
+    @property
+    def A(self) -> Tensor:
+        """The drift matrix ``([modes], K, K)``, per unit of B(t)."""
+        return self.matrices()[0]
+
+    @property
+    def G(self) -> Tensor:
+        """The covariance ``([modes], K, K)`` of the noise, per unit of B(t)."""
+        return self.matrices()[1]
+
+    @property
+    def stationary(self) -> Tensor | None:
+        """S of the stationary law N(0, S ⊗ Γ), ``([modes], K, K)``; None where A does not contract."""
+        found: Tensor | None = self._stationary
+        return found
+
+    @property
+    def initial_root(self) -> Tensor:
+        return psd_root(self.matrices()[2])
+
+    def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:
+        early, late = self.ordered(s, t, ("s", "t"))
+        drift, diffusion, _ = self.matrices()
+        return linear_moments(drift, diffusion, self.schedule.between(early, late))
+
+    def _marginal(self, t: Times) -> Marginal:
+        # the coefficients of one time are asked for several times over in one call of a denoiser
+        drift, diffusion, initial = self.matrices()
+        key: list[object] = [drift, drift._version, diffusion, diffusion._version, initial]
+        key.append(t._version if isinstance(t, Tensor) else None)
+        if self._last is not None and self._last[0] is t and _same(self._last[1], key):
+            return self._last[2]
+        found = marginal_law(drift, diffusion, initial, self.schedule.integral(self.times(t)))
+        self._last = None if found.sigma.requires_grad or not isinstance(t, Tensor) else (t, key, found)
+        return found
+
+    def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
+        found = self._marginal(t)
+        return found.phi, found.sigma
+
+    def root(self, t: Times) -> Tensor:
+        return self._marginal(t).root
+
+    def precision(self, t: Times) -> Tensor:
+        return self._marginal(t).inverse
+
+    def statistic(self, t: Times) -> Tensor:
+        return self._marginal(t).statistic
+
+    def noise_weights(self, t: Times) -> Tensor:
+        return self._marginal(t).noise_weights
+
+    def alpha(self, t: Times) -> Tensor:
+        return self._marginal(t).alpha
+
+    def variance(self, t: Times) -> Tensor:
+        return self._marginal(t).sigma_bar.square()
+
+    def sigma(self, t: Times) -> Tensor:
+        return self._marginal(t).sigma_bar
+
+    def information(self, t: Times) -> Tensor:
+        return self._marginal(t).information
+
+    def information_rate(self, t: Times) -> Tensor:
+        """``-φᵀΣ⁻¹ β G Σ⁻¹φ``."""
+        pull = self._marginal(t).pull[..., None]
+        return -(pull.mT @ self.diffusion_matrix(t) @ pull)[..., 0, 0]
+
+    def log_snr(self, t: Times) -> Tensor:
+        return weighted_mean(self._marginal(t).information.log(), self.basis)
+
+    def time_of_log_snr(self, log_snr: Times) -> Tensor:
+        if self._table is None or self._table.stale(self.matrices()):
+            self._table = LevelTable(self)
+        return self._table.time(torch.as_tensor(log_snr, dtype=torch.float64))
+
+    def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
+        s, t = self.ordered(s, t, ("s", "t"))
+        phi, sigma = self.transition(s, t)
+        before, after = self._marginal(s), self._marginal(t)
+        gain = before.sigma @ phi.mT @ after.inverse_or_zero
+        kept = torch.eye(self.variables, dtype=torch.float64, device=phi.device) - gain @ phi
+        # Joseph's form: a sum of positive semi-definite terms
+        spread = kept @ before.sigma @ kept.mT + gain @ sigma @ gain.mT
+        pull = before.phi - (gain @ after.phi[..., None])[..., 0]
+        return self._exact_ends(gain, pull, spread, s, t)
+
+    def _exact_ends(
+        self, gain: Tensor, pull: Tensor, spread: Tensor, s: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """At ``s = 0`` the data variable is the data; at ``s = t`` nothing happens."""
+        tail = [1] * (gain.ndim - s.ndim)
+        same = (s == t).reshape((*s.shape, *tail))
+        data = torch.zeros(self.variables, dtype=torch.bool, device=gain.device)
+        data[0] = True
+        arrived = (s == 0.0).reshape((*s.shape, *tail)) & ~same
+        eye = torch.eye(self.variables, dtype=torch.float64, device=gain.device)
+        gain = torch.where(same, eye, torch.where(arrived & data[:, None], 0.0, gain))
+        spread = torch.where(same | (arrived & (data[:, None] | data)), 0.0, spread)
+        unit = torch.where(arrived[..., 0] & data, 1.0, pull)
+        return gain, torch.where(same[..., 0], 0.0, unit), spread
+
+    # -- dynamics -------------------------------------------------------------------------------------------
+
+    def drift_matrix(self, t: Times) -> Tensor:
+        return self._rate(t) * self.matrices()[0]
+
+    def diffusion_matrix(self, t: Times) -> Tensor:
+        return self._rate(t) * self.matrices()[1]
+
+    def noise_root(self, t: Times) -> Tensor:
+        return self._rate(t).sqrt() * psd_root(self.matrices()[1])
+
+    def _rate(self, t: Times) -> Tensor:
+        """β(t), with axes for ``[modes], K, K`` behind."""
+        rate = self.schedule.rate(self.times(t))
+        modes = 0 if self.basis is None else len(self.basis.modes)
+        return rate.reshape((*rate.shape, *[1] * (modes + 2)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LinearDiffusion:
+        # the matrices stay in float64 where the module is cast, and follow its device
+        kept = {name: self._buffers[name] for name in _MATRICES}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            moved = self._buffers[name]
+            self._buffers[name] = value if moved is None or value is None else value.to(moved.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None, "_table": None}
+
+    def extra_repr(self) -> str:
+        return f"variables={self.variables}, schedule={self.schedule!r}"
+
+
+def _same(first: list[object], second: list[object]) -> bool:
+    return len(first) == len(second) and all(
+        a is b or (isinstance(a, int) and a == b) for a, b in zip(first, second, strict=True)
+    )
