@@ -33,11 +33,13 @@ class Denoiser(PosteriorMean):
     r"""The posterior mean `E[x | u_t]` of the data endpoint, from a network.
 
     Args:
-        network: called as `network(state, t, **condition)` with state `(B, C, *grid)` and time `(B,)`;
-            returns `(B, C, *grid)`. Its time input is `t` with `"none"`, `log(σ/α)/4` otherwise.
+        network: called as `network(state, t, **condition)` with state `(B, K*C, *grid)` and time `(B,)`;
+            returns `(B, C, *grid)`, for `"variable_noise"` `(B, K*C, *grid)`. Its time input is `t` with
+            `"none"`, `log(σ/α)/4` otherwise.
         process: a `NoiseProcess`, or a `Bridge` (whose coupling is given here or by `BridgeMixture`).
         prediction: `"data"`, `"noise"` (the coloured η), `"white_noise"` (z of η = R z; square R only),
-            `"velocity"`.
+            `"velocity"`, for K > 1 those of the sufficient statistic; or `"variable_noise"`, the coloured
+            noise of each variable (with preconditioning `"none"`).
         preconditioning: `"none"`, `"edm"`, or `"wiener"` (residual to the Gaussian posterior mean of `data`).
         data: the fitted law of the data: the result of `sd.fit`, a pair `(mean, Covariance)`, or a
             `Covariance`. Gives the mean and standard deviation of `"edm"`, which are 0 and 1 without it;
@@ -76,6 +78,11 @@ class Denoiser(PosteriorMean):
                 f"tint belongs to preconditioning='wiener'; given with preconditioning={preconditioning!r}"
             )
         check_prediction(prediction, process.covariance)
+        if prediction == "variable_noise" and preconditioning != "none":
+            raise ValueError(
+                f"prediction='variable_noise' goes with preconditioning='none', given {preconditioning!r}: a "
+                "residual to the Gaussian posterior mean has the channels of the data"
+            )
         if data is None and preconditioning == "wiener":
             data = process.covariance
         mean, covariance = (None, None) if data is None else data_law(data)
@@ -184,26 +191,40 @@ class Denoiser(PosteriorMean):
         t = self.times(u, t)
         state, time = self.scaling.encode(u, self.conditional_law(**condition), t)
         output: Tensor = self.network(state, time.to(u.dtype).expand(len(u)), **condition)
-        if output.shape != u.shape:
+        channels = self.channels * (self.variables if self.prediction == "variable_noise" else 1)
+        if output.shape != (len(u), channels, *u.shape[2:]):
             raise ValueError(
                 f"the network returned shape {tuple(output.shape)} for a state of shape {tuple(u.shape)}; "
-                f"it must return "
-                f"{self.channels} channel(s) on the same grid"
+                f"it must return {channels} channel(s) on the same grid"
             )
         return output
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
-        """What the network should return at `u = α x + σ η + o`: data `x` and coloured noise `η`, both `(B,
-        C, *grid)`.
+        """What the network should return at `u = φ ⊗ x + (L ⊗ I) η + o`.
+
+        Args:
+            x: data `(B, C, *grid)`; noise: the coloured `η` `(B, K*C, *grid)`, as `perturb` returns it, or,
+                but for `"variable_noise"`, the `η̄` `(B, C, *grid)` of its statistic.
         """
-        return self.scaling.target(x, noise, self.conditional_law(**condition), self.times(x, t))
+        law = self.conditional_law(**condition)
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        if self.prediction != "variable_noise" and noise.shape[1] != x.shape[1]:
+            noise = law.reduce_noise(noise, t)
+        return self.scaling.target(x, noise, law, t)
 
     def decode(self, output: Tensor, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
         """The posterior mean that the network's `output` at `(u, t)` stands for."""
         return self.scaling.decode(output, u, self.conditional_law(**condition), self.times(u, t))
 
+    @property
+    def variables(self) -> int:
+        """K, the variables per site."""
+        return self.process.variables
+
     def forward(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
-        """`E[x | u_t = u]`: state `(B, C, *grid)`, times `(B,)` or `()`; result `(B, C, *grid)`."""
+        """`E[x | u_t = u]`: state `(B, K*C, *grid)`, times `(B,)` or `()`; result `(B, C, *grid)`."""
+        # one tensor of times, so that a process computes its coefficients once
+        t = self.times(u, t)
         return self.decode(self.predict(u, t, **condition), u, t, **condition)
 
 

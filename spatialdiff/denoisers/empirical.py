@@ -1,8 +1,8 @@
 r"""The posterior mean for a finite data set: a softmax average.
 
-For data drawn uniformly from `x_1 … x_N` and `u_t | x ~ N(φ x + o, Σ Γ)`,
+For data drawn uniformly from `x_1 … x_N` and the statistic `y | x ~ N(α x, σ² Γ)` of the state,
 
-    E[x | u_t = u] = Σ_i w_i x_i,      w_i ∝ exp(-½ ‖u - o - φ x_i‖² / Σ)  in the norm of Γ^{-1},
+    E[x | u_t = u] = Σ_i w_i x_i,      w_i ∝ exp(-½ ‖y - α x_i‖² / σ²)  in the norm of Γ^{-1},
 
 the exact optimum of every objective on that data set (docs/theory, "Bridges"; Peluchetti, arXiv 2312.14589,
 section 5).
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spatialdiff.covariance.basis import Basis
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.denoisers.resolve import resolve_law
 from spatialdiff.processes import Law
@@ -24,9 +25,8 @@ from spatialdiff.processes import Law
 class EmpiricalDenoiser(PosteriorMean):
     r"""The exact `E[x | u_t]` for data uniform on a finite set.
 
-    The log-weights are `(φ ⟨u - o, Γ^{-1} x_i⟩ - ½ φ² ⟨x_i, Γ^{-1} x_i⟩) / Σ` up to a constant, in float64;
-    `Γ^{-1} x_i` is
-    solved once.
+    The log-weights are `(α ⟨y, Γ^{-1} x_i⟩ - ½ α² ⟨x_i, Γ^{-1} x_i⟩) / σ²` up to a constant, in float64 (mode
+    by mode where α and σ differ between modes); `Γ^{-1} x_i` is solved once.
 
     Args:
         process: a noise process, a bridge (then `coupling` is needed), or a law of the state given the data.
@@ -81,7 +81,7 @@ class EmpiricalDenoiser(PosteriorMean):
             ValueError: `σ_t = 0` while the state holds data: every weight is then degenerate.
         """
         t = self.times(u, t)
-        phi, variance = self.law.alpha(t), self.law.sigma(t).square()
+        phi, variance = self.law.alpha(t), self.law.variance(t)
         if bool(((variance == 0) & (phi != 0)).any()):
             raise ValueError(
                 "σ_t = 0: the state is the data itself, and no softmax is needed; take t before the end"
@@ -90,17 +90,27 @@ class EmpiricalDenoiser(PosteriorMean):
             p.requires_grad for p in self.covariance.parameters()
         )
         solved, norms = self.solve() if differentiable else (self.solved, self.norms)
-        # A start at a fixed point has φ = Σ = 0 and tells nothing about the data: uniform weights.
-        precision = torch.where(variance > 0, phi / torch.where(variance > 0, variance, 1.0), 0.0).expand(
-            len(u)
-        )
-        centred = (u - self.law.offset(t).to(u)).double().flatten(1)
-        phi = phi.expand(len(u))
+        # A start at a fixed point has α = σ = 0 and tells nothing about the data: uniform weights.
+        gain = torch.where(variance > 0, phi / torch.where(variance > 0, variance, 1.0), 0.0)
+        y = self.law.reduce(u.double(), t)
+        matched = self.law.scale(gain, y).flatten(1)
+        information = phi * gain
+        if self.law.basis is None:
+            information = information.reshape(-1, 1).expand(len(u), 1)
+        else:
+            norms = self.mode_norms(self.law.basis, solved)
+            information = information.reshape(-1, norms.shape[1]).expand(len(u), -1)
         pieces = []
         for rows in torch.arange(len(u), device=u.device).split(self.chunk):
-            logits = centred[rows] @ solved.T - 0.5 * phi[rows, None] * norms
-            pieces.append(torch.log_softmax(precision[rows, None] * logits, dim=1))
+            quadratic = information[rows] @ norms.reshape(len(solved), -1).T
+            pieces.append(torch.log_softmax(matched[rows] @ solved.T - 0.5 * quadratic, dim=1))
         return torch.cat(pieces)
+
+    def mode_norms(self, basis: Basis, solved: Tensor) -> Tensor:
+        """The share of each mode in `⟨x_i, Γ^{-1} x_i⟩`, `(N, modes)`, float64."""
+        fields = self.data.double()
+        shares = basis.analyze(fields).conj() * basis.analyze(solved.reshape(fields.shape))
+        return (basis.weights.to(solved) * shares.real).sum(1).flatten(1)
 
     def weights(self, u: Tensor, t: Tensor | float) -> Tensor:
         """The weights `w_i`, shape `(B, N)`, float64; each row sums to 1."""
@@ -117,4 +127,4 @@ class EmpiricalDenoiser(PosteriorMean):
     def forward(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
         """`Σ_i w_i x_i`, shape `(B, C, *grid)`."""
         mean = self.weights(u, t) @ self.data.double().flatten(1)
-        return mean.to(u.dtype).reshape(u.shape)
+        return mean.to(u.dtype).reshape(len(u), *self.data.shape[1:])

@@ -1,11 +1,11 @@
 r"""The posterior mean under Gaussian data, mode by mode.
 
-For data `N(μ, C)` and `u_t | x ~ N(φ x + o, Σ Γ)`, with `C` and `Γ` diagonal in one basis (eigenvalues `c_k`,
-`γ_k`),
+For data `N(μ, C)` and the statistic `y | x ~ N(φ x, σ² Γ)` of the state (`processes.law`; `y = u - o` for
+K = 1), with `C` and `Γ` diagonal in one basis (eigenvalues `c_k`, `γ_k`),
 
-    P = φ² c + Σ γ                     marginal variance of the state
-    m(u, t) = μ + (φ c / P)(u - φ μ - o)     posterior mean
-    V = c Σ γ / P                      posterior variance
+    P = φ² c + σ² γ                    marginal variance of the statistic
+    m(u, t) = μ + (φ c / P)(y - φ μ)   posterior mean
+    V = c σ² γ / P                     posterior variance
 
 (docs/theory, "Gaussian oracles"; Pierret & Galerne, arXiv 2405.14250, for white noise).
 """
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from spatialdiff.covariance import Covariance, joint_spectrum
-from spatialdiff.covariance.basis import Basis
+from spatialdiff.covariance.basis import Basis, ChannelBasis
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.denoisers.resolve import resolve_channels, resolve_law
-from spatialdiff.processes import Law, expand
+from spatialdiff.processes import Law
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Moments:
 
     @property
     def state(self) -> Tensor:
-        """`P = φ² c + Σ γ`."""
+        """`P = φ² c + σ² γ`."""
         return self.phi.square() * self.data + self.noise_variance * self.gamma
 
     @property
@@ -49,9 +49,7 @@ class Moments:
 
     @property
     def posterior(self) -> Tensor:
-        """`V = c Σ γ / P`, the data's variance given the state; `c` where the state says nothing (`P =
-        0`).
-        """
+        """`V = c σ² γ / P`, the data's variance given the state; `c` where it says nothing (`P = 0`)."""
         state = self.state
         return self.data * torch.where(state > 0, self.noise_variance * self.gamma / positive(state), 1.0)
 
@@ -105,12 +103,33 @@ class GaussianModel(nn.Module):
 
     def moments(self, law: Law, t: Tensor) -> Moments:
         """Variances per mode at times `t` of shape `()` or `(B,)`."""
+        return self.moments_of(law.alpha(t), law.variance(t), law)
+
+    def moments_of(self, phi: Tensor, variance: Tensor, law: Law) -> Moments:
+        """Variances per mode of `φ x + σ η`, with coefficients `φ`, `σ²` of shape `(*t, [modes])`."""
         basis, gamma, data = self.spectra()
-        axes = [1] * (1 + len(basis.modes))
-        phi, variance = law.alpha(t), law.sigma(t).square()
-        if t.ndim:
-            phi, variance = phi.reshape(-1, *axes), variance.reshape(-1, *axes)
-        return Moments(basis, phi, variance, gamma, data)
+        basis = self.shared_basis(basis, law)
+        return Moments(
+            basis, self.per_mode(phi, basis, law), self.per_mode(variance, basis, law), gamma, data
+        )
+
+    def per_mode(self, coefficient: Tensor, basis: Basis, law: Law) -> Tensor:
+        """A coefficient `()` or `(B,)`, then the law's modes, to broadcast against `(B, C, *modes)`."""
+        modes = len(basis.modes)
+        if law.basis is not None:
+            return coefficient if coefficient.ndim == modes else coefficient.unsqueeze(1)
+        return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (1 + modes))
+
+    def shared_basis(self, basis: Basis, law: Law) -> Basis:
+        """The basis of the data and Γ; raises `ValueError` where the law's own modes are others."""
+        spatial = basis.spatial if isinstance(basis, ChannelBasis) else basis
+        if law.basis is not None and spatial != law.basis:
+            raise ValueError(
+                f"the noise process has coefficients for the modes of {law.basis!r}, and Γ and the data's "
+                f"covariance are diagonal in {basis!r}: give the data's covariance the structure of the "
+                "process"
+            )
+        return basis
 
     def noise_range(self, margin: float = 3.0) -> tuple[float, float]:
         """Noise levels `σ/φ` between which modes turn from noise to data, with `margin` e-foldings beyond.
@@ -133,19 +152,20 @@ class GaussianModel(nn.Module):
         return x if self.mean is None else x + self.mean.to(x)
 
     def centre_state(self, u: Tensor, law: Law, t: Tensor) -> Tensor:
-        """`u - φ μ - o`."""
-        u = u - law.offset(t).to(u)
-        return u if self.mean is None else u - expand(law.alpha(t), u) * self.mean.to(u)
+        """`y - φ μ` `(B, C, *grid)`, y the statistic of the state u."""
+        y = law.reduce(u, t)
+        if self.mean is None:
+            return y
+        return y - law.scale(law.alpha(t), self.mean.to(y).expand(y.shape))
 
     def posterior_mean(self, u: Tensor, law: Law, t: Tensor) -> Tensor:
-        """`m(u, t)`, shape of `u`."""
+        """`m(u, t)`, `(B, C, *grid)`."""
         moments = self.moments(law, t)
         return self.shift(moments.basis.multiply(self.centre_state(u, law, t), moments.gain.to(u.dtype)))
 
 
 class GaussianDenoiser(PosteriorMean):
-    r"""The exact `E[x | u_t]` for data `x ~ N(μ, C)`: `μ + (φ c / P)(u - φ μ - o)` per mode, `P = φ² c + Σ
-    γ`.
+    r"""The exact `E[x | u_t]` for data `x ~ N(μ, C)`: `μ + (φ c / P)(y - φ μ)` per mode, `P = φ² c + σ² γ`.
 
     Args:
         process: a noise process, a bridge (then `coupling` is needed), or a law of the state given the data.

@@ -6,7 +6,10 @@ r"""How a network's input and output are scaled, so that both stay of order one.
 state variance `P` (`gaussian`), the network sees the whitened state and returns the standardised residual of
 the data,
 
-    D(u, t) = m(u, t) ± V^{1/2} F(P^{-1/2} (u - φ μ - o), c),      c = log(σ/φ)/4 in [-5, 5].
+    D(u, t) = m(u, t) ± V^{1/2} F(P^{-1/2} (y - φ μ), c),      c = log(σ/φ)/4 in [-5, 5],
+
+y the sufficient statistic of the state (`processes.law`; for K = 1 the state itself). With auxiliary
+variables the network sees them behind it, each scaled to the same spectrum: `y` and they determine the state.
 
 - `wiener`: the fitted `N(μ, C)`, mode by mode; `V`, `P` are operators. Under it the target is white at every
   time, and a network that returns zero is the exact Gaussian posterior mean. The input is given the spectrum
@@ -67,7 +70,7 @@ class Preconditioning(nn.Module):
 
 
 class Unscaled(Preconditioning):
-    """`none`: the network predicts `x`, `η`, `z` or the velocity from the state and the time themselves."""
+    """`none`: the network predicts `x`, the noise or the velocity from the state and the time themselves."""
 
     def encode(self, u: Tensor, law: Law, t: Tensor) -> tuple[Tensor, Tensor]:
         return u, t
@@ -97,11 +100,23 @@ class GaussianResidual(Preconditioning):
 
     def encode(self, u: Tensor, law: Law, t: Tensor) -> tuple[Tensor, Tensor]:
         moments = self.model.moments(law, t)
-        state = moments.state
-        scale = torch.where(state > 0, positive(state).rsqrt(), 0.0)
-        if self.tint:
-            scale = scale * tone(moments, self.tint)
-        return self.flatten(self.model.centre_state(u, law, t), scale, moments), noise_level(law, t)
+        seen = [self.flatten(self.model.centre_state(u, law, t), self.input_scale(moments), moments)]
+        if law.variables > 1:
+            channels = u.shape[1] // law.variables
+            centred = u - law.offset(t).to(u)
+            phi, sigma = law.marginal(t)
+            for j in range(1, law.variables):
+                part = self.model.moments_of(phi[..., j], sigma[..., j, j], law)
+                variable = centred[:, j * channels : (j + 1) * channels]
+                if self.model.mean is not None:
+                    variable = variable - law.scale(phi[..., j], self.model.mean.to(u).expand(variable.shape))
+                seen.append(self.flatten(variable, self.input_scale(part), part))
+        return torch.cat(seen, dim=1), noise_level(law, t)
+
+    def input_scale(self, moments: Moments) -> Tensor:
+        """`P^{-1/2}`, toned."""
+        scale = torch.where(moments.state > 0, positive(moments.state).rsqrt(), 0.0)
+        return scale * tone(moments, self.tint) if self.tint else scale
 
     def decode(self, output: Tensor, u: Tensor, law: Law, t: Tensor) -> Tensor:
         moments = self.model.moments(law, t)
@@ -209,6 +224,10 @@ class PixelModel(GaussianModel):
     ) -> None:
         super().__init__(gamma, None, mean)
         self.register_buffer("sigma_data", torch.as_tensor(sigma_data, dtype=torch.float64))
+
+    def shared_basis(self, basis: Basis, law: Law) -> Basis:
+        """The sites; where the law differs from mode to mode its modes, all alike for this model."""
+        return basis if law.basis is None else law.basis
 
     def spectra(self) -> tuple[Basis, Tensor, Tensor]:
         return (

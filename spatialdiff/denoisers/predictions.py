@@ -1,13 +1,18 @@
 r"""What a network predicts, and how that determines the data.
 
-The state is `u = α x + σ η + o`, `η = R z`. Each target is a combination `p = a x + b η`:
+The statistic of the state is `y = α x + σ η̄`, `η̄ = R z̄`; for K = 1 it is `u - o`, and `η̄` the noise `η`. Each
+target is a combination `p = a x + b η̄`:
 
-| name          | p           | data x = (b (u - o) - σ p) / (α b - σ a)             |
-|---------------|-------------|------------------------------------------------------|
-| `data`        | `x`         | `p`                                                  |
-| `noise`       | `η`         | `(u - o - σ p) / α`                                  |
-| `white_noise` | `z`         | `(u - o - σ R p) / α`;  needs a square `R`           |
-| `velocity`    | `a x + b η` | above; `(a, b) = (-σ, α)`, `(-1, 1)` for `Rectified` |
+| name             | p           | data x = (b y - σ p) / (α b - σ a)                   |
+|------------------|-------------|------------------------------------------------------|
+| `data`           | `x`         | `p`                                                  |
+| `noise`          | `η̄`         | `(y - σ p) / α`                                      |
+| `white_noise`    | `z̄`         | `(y - σ R p) / α`;  needs a square `R`               |
+| `velocity`       | `a x + b η̄` | above; `(a, b) = (-σ, α)`, `(-1, 1)` for `Rectified` |
+| `variable_noise` | `η`, K*C    | `(y - σ nᵀp) / α`, `η̄ = nᵀη`                         |
+
+The last is that of the multivariate paper (Singhal et al. 2023, arXiv 2302.07261): the noise of each variable
+in `u = φ ⊗ x + (L ⊗ I) η + o`; only its projection on `n = LᵀΣ⁻¹φ/√I` tells of the data.
 
 All are linear in the prediction at fixed `u`, so they commute with conditional expectations
 (docs/theory, "Denoising"; the velocity is that of Salimans & Ho 2022, arXiv 2202.00512, eq. 9).
@@ -19,9 +24,9 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance
-from spatialdiff.processes import Law, expand
+from spatialdiff.processes import Law
 
-PREDICTIONS = ("data", "noise", "white_noise", "velocity")
+PREDICTIONS = ("data", "noise", "white_noise", "velocity", "variable_noise")
 
 
 def check_prediction(prediction: str, covariance: Covariance) -> None:
@@ -41,17 +46,18 @@ def check_prediction(prediction: str, covariance: Covariance) -> None:
 
 
 def to_target(prediction: str, x: Tensor, noise: Tensor, law: Law, t: Tensor) -> Tensor:
-    """The target `p` that belongs to data `x` and coloured noise `η`, each `(B, C, *grid)`; `t` is `(B,)` or
-    `()`.
+    """The target `p` that belongs to data `x` `(B, C, *grid)` and coloured noise; `t` is `(B,)` or `()`.
+
+    The noise is `η̄` `(B, C, *grid)`, but `η` `(B, K*C, *grid)` for `variable_noise`.
     """
     if prediction == "data":
         return x
-    if prediction == "noise":
+    if prediction in ("noise", "variable_noise"):
         return noise
     if prediction == "white_noise":
         return law.covariance.whiten(noise)
     a, b = law.velocity_weights(t)
-    return expand(a, x) * x + expand(b, x) * noise
+    return law.scale(a, x) + law.scale(b, noise)
 
 
 def to_data(prediction: str, p: Tensor, u: Tensor, law: Law, t: Tensor) -> Tensor:
@@ -62,21 +68,27 @@ def to_data(prediction: str, p: Tensor, u: Tensor, law: Law, t: Tensor) -> Tenso
     """
     if prediction == "data":
         return p
-    centred = u - law.offset(t).to(u)
+    y = law.reduce(u, t)
     alpha, sigma = law.alpha(t), law.sigma(t)
     if prediction == "velocity":
         a, b = law.velocity_weights(t)
         determinant = alpha * b - sigma * a
         require_nonzero(determinant, "a velocity prediction", t)
-        return expand(b / determinant, p) * centred - expand(sigma / determinant, p) * p
+        return law.scale(b / determinant, y) - law.scale(sigma / determinant, p)
     require_nonzero(alpha, f"a {prediction} prediction", t)
-    noise = law.covariance.color(p) if prediction == "white_noise" else p
-    return (centred - expand(sigma, p) * noise) / expand(alpha, p)
+    noise = p
+    if prediction == "white_noise":
+        noise = law.covariance.color(p)
+    elif prediction == "variable_noise":
+        noise = law.reduce_noise(p, t)
+    return law.scale(1.0 / alpha, y - law.scale(sigma, noise))
 
 
 def convert(value: Tensor, u: Tensor, t: Tensor | float, law: Law, *, source: str, target: str) -> Tensor:
-    """Rewrite a prediction of kind `source` at state `u` (both `(B, C, *grid)`) and times `(B,)` or `()` as
-    `target`.
+    """Rewrite a prediction of kind `source` at state `u` `(B, K*C, *grid)` and times `t` as `target`.
+
+    Predictions are `(B, C, *grid)`; `variable_noise` is `(B, K*C, *grid)`, and as a `source` counts by its
+    projection on what tells of the data.
     """
     check_prediction(source, law.covariance)
     check_prediction(target, law.covariance)
@@ -84,7 +96,10 @@ def convert(value: Tensor, u: Tensor, t: Tensor | float, law: Law, *, source: st
         return value
     times = torch.as_tensor(t, dtype=torch.float64, device=u.device)
     x = to_data(source, value, u, law, times)
-    return x if target == "data" else to_target(target, x, law.noise(u, times, x), law, times)
+    if target == "data":
+        return x
+    noise = law.variable_noise if target == "variable_noise" else law.noise
+    return to_target(target, x, noise(u, times, x), law, times)
 
 
 def require_nonzero(coefficient: Tensor, what: str, t: Tensor) -> None:

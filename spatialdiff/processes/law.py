@@ -218,6 +218,14 @@ class Law(Dynamics, ABC):
         sigma = self._positive_sigma(t)
         return self.scale(1.0 / sigma, self.reduce(u, t) - self.scale(self.alpha(t), data))
 
+    def variable_noise(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
+        """η = L⁻¹(u - φ ⊗ x - o) ``(B, K*C, *grid)``, the noise of every variable that leads from x to u."""
+        self._positive_sigma(t)
+        root = self.root(t)
+        eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)
+        inverse = torch.linalg.solve_triangular(root, eye, upper=False)
+        return self.mix(inverse, u - self.mean(data, t))
+
     def _positive_sigma(self, t: Times) -> Tensor:
         sigma = self.sigma(t)
         if bool((sigma <= 0).any()):
