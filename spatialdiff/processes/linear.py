@@ -77,10 +77,10 @@ class LinearDiffusion(NoiseProcess):
             self.basis = check_basis(first, basis, type(self).__name__)
             shape = (*basis.modes, self.variables, self.variables)
             drift, diffusion = drift.expand(shape), diffusion.expand(shape)
-        self.register_buffer("_drift", drift.contiguous(), persistent=False)
-        self.register_buffer("_diffusion", diffusion.contiguous(), persistent=False)
-        self.register_buffer("_stationary", lyapunov(drift, diffusion), persistent=False)
-        self.register_buffer("_initial", self._initial_covariance(initial), persistent=False)
+        self.register_buffer("_drift", drift.contiguous())
+        self.register_buffer("_diffusion", diffusion.contiguous())
+        self.register_buffer("_stationary", lyapunov(drift, diffusion))
+        self.register_buffer("_initial", self._initial_covariance(initial))
         self._last: tuple[object, list[object], Marginal] | None = None
         self._table: LevelTable | None = None
         # fails here, not in the first step, where the noise does not reach a variable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ def make_optimizer(
     make: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
     lr: float,
     fused: bool,
+    learned: Sequence[nn.Parameter] = (),
 ) -> Optimizer:
-    """The optimiser of all weights that require a gradient; `make(parameters)`, or by default AdamW
-    (Loshchilov & Hutter 2019)."""
+    """The optimiser of all weights that require a gradient, and of what is `learned` of the process;
+    `make(parameters)`, or by default AdamW (Loshchilov & Hutter 2019)."""
     trained = [p for p in network.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("the network has no parameters that require a gradient")
+    trained += learned
     if make is not None:
         return make(trained)
     return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=fused or None)

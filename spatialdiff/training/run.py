@@ -19,7 +19,7 @@ from spatialdiff.training.schedule import learning_rate
 from spatialdiff.training.stream import Stream, stream
 from spatialdiff.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 
 
 class TrainingError(RuntimeError):
@@ -32,6 +32,8 @@ class Run:
     objective: nn.Module
     network: nn.Module
     ema: AveragedModel
+    learned: nn.ParameterList  # what the process learns
+    learned_ema: AveragedModel | None
     optimizer: Any  # Fabric's wrapper, which has the interface of an optimiser
     fabric: Any
     device: torch.device
@@ -135,6 +137,7 @@ class Run:
             "losses": list(self.losses),
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
+            "learned_ema": None if self.learned_ema is None else self.learned_ema.state_dict(),
             "objective": {k: v.detach() for k, v in tensors.items() if id(v) not in network},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
@@ -171,6 +174,8 @@ class Run:
     def _apply(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
+        if self.learned_ema is not None:
+            self.learned_ema.load_state_dict(state["learned_ema"])
         self.objective.load_state_dict(state["objective"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])

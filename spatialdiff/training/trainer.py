@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spatialdiff.processes.base import Dynamics
 from spatialdiff.training.averaging import moving_average
 from spatialdiff.training.checkpoint import CheckpointDirectory
 from spatialdiff.training.fabric import make_fabric
@@ -33,6 +34,9 @@ from spatialdiff.training.schedule import SCHEDULES
 
 class Trainer(Run):
     """Train `objective.denoiser.network` by minimising `objective(batch, generator=...)`.
+
+    What a process learns (`process.learned_parameters()`: the matrices of `sd.LearnedDiffusion`, a
+    `LearnedBeta`, Γ's own parameters) is trained and averaged with the network.
 
     Args:
         objective: a module whose call is a scalar loss, `sd.Denoising` or `sd.BridgeMixture` or your own,
@@ -116,10 +120,18 @@ class Trainer(Run):
         objective.to(self.device)
         self._wrapped = self.fabric.setup_module(network)
         self.ema = moving_average(network, ema_decay)
+        self.learned = nn.ParameterList(learned_parameters(objective))
+        self.learned_ema = moving_average(self.learned, ema_decay) if len(self.learned) else None
         # 16-mixed scales the loss: its scaler skips steps that overflow, and a fused step could not be
         # clipped
         self._scaled = self.fabric.strategy.precision.precision == "16-mixed"
-        made = make_optimizer(network, optimizer, lr, fused=self.device.type == "cpu" and not self._scaled)
+        made = make_optimizer(
+            network,
+            optimizer,
+            lr,
+            fused=self.device.type == "cpu" and not self._scaled,
+            learned=list(self.learned),
+        )
         self.optimizer = self.fabric.setup_optimizers(made)
         self._base_lr = [group["lr"] for group in made.param_groups]
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -233,6 +245,8 @@ class Trainer(Run):
         self.optimizer.step()
         self._scheduler.step()
         self.ema.update_parameters(self.network)
+        if self.learned_ema is not None:
+            self.learned_ema.update_parameters(self.learned)
         self.step += 1
         self._within = False
         return value, norm
@@ -276,5 +290,15 @@ class Trainer(Run):
         denoiser: Any = copy.deepcopy(self.objective.denoiser)
         averaged: nn.Module = self.ema.module
         denoiser.network.load_state_dict(averaged.state_dict())
+        if self.learned_ema is not None:
+            means = list(self.learned_ema.module.parameters())
+            for parameter, mean in zip(learned_parameters(self.objective, denoiser), means, strict=True):
+                parameter.data.copy_(mean)
         denoiser.requires_grad_(False)
         return denoiser.eval()
+
+
+def learned_parameters(objective: nn.Module, denoiser: Any = None) -> list[nn.Parameter]:
+    """What the process of the denoiser learns, in a fixed order; nothing for most processes."""
+    process = getattr(denoiser if denoiser is not None else objective.denoiser, "process", None)
+    return process.learned_parameters() if isinstance(process, Dynamics) else []
