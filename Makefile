@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK ?=
 
-.PHONY: help demo test lint types tests docs bench clean
+.PHONY: help demo data test lint types tests docs bench clean
 help:
 	@echo "make demo    install and run the main job on real terrain (QUICK=1: under a minute)"
 	@echo "make test    install, then lint, types and tests"
+	@echo "make data    install Fashion-MNIST (a Debian package), which some experiments and pictures use"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make bench   time coloured noise and the structures of Γ against floors and peers"
 
@@ -25,6 +26,21 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 
 demo: $(VENV)/.demo
 	$(BIN)/spatialdiff demo $(if $(QUICK),--quick)
+
+# never fails: nothing but experiments needs it, and they say so
+FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+APT := $(if $(filter 0,$(shell id -u)),,sudo -n )apt-get
+data:
+	@if [ -f $(FASHION) ]; then echo "Fashion-MNIST is installed: $(FASHION)"; \
+	elif command -v apt-get >/dev/null && $(APT) install -y --no-install-recommends dataset-fashion-mnist \
+		|| { command -v apt-get >/dev/null && $(APT) update \
+			&& $(APT) install -y --no-install-recommends dataset-fashion-mnist; }; \
+	then echo "Fashion-MNIST is installed: $(FASHION)"; \
+	else echo "Fashion-MNIST could not be installed. As root, on Debian or Ubuntu:"; \
+		echo "    apt-get update && apt-get install dataset-fashion-mnist"; \
+		echo "Elsewhere, unpack the four files *-ubyte.gz of that package and give their folder:"; \
+		echo "    spatialdiff train --data spatialdiff.data.fashion_mnist --data.folder FOLDER ..."; \
+		echo "spatialdiff.data.digits (scikit-learn) needs no package of the system."; fi
 
 test: lint types tests
 

@@ -74,6 +74,8 @@ class FieldData:
         name, units, description: for pictures and reports.
         origin: where each field was cut from, by part (`"train"`, `"test"`): one row of numbers per field,
             whose meaning the source states.
+        levels: of quantised data (256 for 8 bits), whose unit is one level; None for continuous fields.
+        codes: of quantised data, the integers `(N, C, *grid)` behind `train` and `test`, uint8.
     """
 
     train: Tensor
@@ -84,6 +86,8 @@ class FieldData:
     units: str = ""
     description: str = ""
     origin: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    levels: int | None = None
+    codes: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def check_fields(values: Any, name: str) -> Tensor:
