@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +28,22 @@ NOISES = ("white", "fitted")
 PRECONDITIONINGS = ("edm", "wiener")
 SEEDS = (0, 1, 2)
 TRAINING_STEPS = 1500
+FIELDS = 96
+CALLS = (4, 8, 16, 64)
+GAUSSIAN = "fitted Gaussian field"
+METRICS = ("spectrum", "variogram", "gradients", "energy distance")
+#: name → solver, its options, network calls per step
+SAMPLERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ancestral": ("ancestral", {}, 1),
+    "Euler–Maruyama": ("euler_maruyama", {}, 1),
+    "predictor–corrector": ("predictor_corrector", {}, 2),
+    "DDIM": ("ddim", {}, 1),
+    "Heun": ("heun", {}, 2),
+    "exponential, order 2": ("exponential", {"order": 2}, 1),
+    "Gaussian step": ("gaussian", {"order": 1}, 1),
+    "Gaussian step, order 2": ("gaussian", {"order": 2}, 1),
+    "Gaussian SDE step": ("gaussian_sde", {}, 1),
+}
 
 
 def load(source: str) -> sd.data.FieldData:
@@ -69,16 +89,137 @@ def train(out: Path, source: str) -> None:
         print(f"{path.name}: {time.perf_counter() - begun:.0f} s", flush=True)
 
 
+def models(out: Path, source: str) -> Iterator[tuple[str, str, int, Path]]:
+    """Noise, preconditioning, seed and file of every trained model of a source."""
+    for noise, preconditioning, seed in itertools.product(NOISES, PRECONDITIONINGS, SEEDS):
+        yield noise, preconditioning, seed, out / f"{source}-{noise}-{preconditioning}-{seed}.pt"
+
+
+def sample(out: Path, source: str) -> None:
+    """Draw and compare the fields of every model and solver that are not there yet; one file for each pair."""
+    data = load(source)
+    fit = fitted(data)
+    gaussian = fit.covariance.float().sample((FIELDS, 1), generator=torch.Generator().manual_seed(1))
+    gaussian = gaussian + fit.mean.float()
+    for noise, preconditioning, seed, weights in models(out, source):
+        model = denoiser(data, fit, noise, preconditioning)
+        model.network.load_state_dict(torch.load(weights, weights_only=True))
+        model = model.requires_grad_(False).eval()
+        for name, (solver, options, cost) in SAMPLERS.items():
+            path = out / f"{weights.stem}.{name.replace(' ', '_').replace(',', '')}.json"
+            if path.exists():
+                continue
+            begun = time.perf_counter()
+            drawn = {
+                str(calls): sd.sample(
+                    model,
+                    FIELDS,
+                    steps=calls // cost,
+                    solver=solver,
+                    grid="fitted",
+                    generator=torch.Generator().manual_seed(1000 + seed),
+                    **options,
+                )
+                for calls in CALLS
+            }
+            report = sd.evaluation.compare(
+                {GAUSSIAN: gaussian, **drawn}, data.test, data.grid, training=data.train
+            )
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(report.numbers))
+            partial.rename(path)
+            if seed == SEEDS[0]:
+                torch.save({k: v[:8] for k, v in drawn.items()}, path.with_suffix(".fields"))
+            print(f"{path.name}: {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def collect(out: Path, source: str) -> dict[tuple[str, str, str, int], list[dict[str, float]]]:
+    """(noise, preconditioning, sampler, calls) → the errors of each seed; and the rows that all share."""
+    found: dict[tuple[str, str, str, int], list[dict[str, float]]] = {}
+    for noise, preconditioning, _, weights in models(out, source):
+        for name in SAMPLERS:
+            path = out / f"{weights.stem}.{name.replace(' ', '_').replace(',', '')}.json"
+            numbers = json.loads(path.read_text())
+            for calls in CALLS:
+                found.setdefault((noise, preconditioning, name, calls), []).append(
+                    numbers["errors"][str(calls)]
+                )
+            found["", "", GAUSSIAN, 0] = [numbers["errors"][GAUSSIAN]]
+            found["", "", "training data", 0] = [numbers["training data"]]
+            found["", "", "floor: real against real", 0] = [numbers["floor"]]
+    return found
+
+
+def cell(rows: list[dict[str, float]], metric: str) -> str:
+    """Mean over the seeds and their range."""
+    values = [row[metric] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def table(found: dict[tuple[str, str, str, int], list[dict[str, float]]], metrics: list[str]) -> str:
+    """A Markdown table, a row for each model, solver and number of calls."""
+    lines = ["| noise | preconditioning | solver | calls | " + " | ".join(metrics) + " |"]
+    lines.append("|---|---|---|---:|" + "---:|" * len(metrics))
+    for (noise, preconditioning, name, calls), rows in sorted(found.items(), key=lambda item: item[0][:1]):
+        cells = " | ".join(cell(rows, metric) for metric in metrics)
+        lines.append(f"| {noise} | {preconditioning} | {name} | {calls or ''} | {cells} |")
+    return "\n".join(lines)
+
+
+def report(out: Path, sources: list[str]) -> None:
+    """Write `table-<source>.md` and `few-steps-<source>.png`."""
+    from matplotlib.figure import Figure
+
+    from spatialdiff.style import PALETTE, style
+
+    for source in sources:
+        found = collect(out, source)
+        metrics = list(next(iter(found.values()))[0])
+        (out / f"table-{source}.md").write_text(table(found, metrics) + "\n")
+        pairs = [(noise, p) for noise in NOISES for p in PRECONDITIONINGS]
+        shown = [m for m in metrics if m in METRICS] or metrics
+        with style():
+            figure = Figure(figsize=(3.0 * len(shown), 2.6 * len(pairs)), layout="constrained")
+            axes = figure.subplots(len(pairs), len(shown), squeeze=False, sharey="col")
+            for row, (noise, preconditioning) in zip(axes, pairs, strict=True):
+                for axis, metric in zip(row, shown, strict=True):
+                    for number, name in enumerate(SAMPLERS):
+                        seeds = [found[noise, preconditioning, name, calls] for calls in CALLS]
+                        means = [statistics.mean(r[metric] for r in rows) for rows in seeds]
+                        color, dash = PALETTE[number % len(PALETTE)], "-" if number < len(PALETTE) else "--"
+                        axis.plot(CALLS, means, dash, color=color, label=name, marker=".")
+                    gaussian = found["", "", GAUSSIAN, 0][0][metric]
+                    floor = found["", "", "floor: real against real", 0][0][metric]
+                    axis.axhline(gaussian, color="#9aa5b1", lw=1.2, ls=":", label="fitted Gaussian field")
+                    axis.axhline(max(floor, 1e-4), color="#1d2329", lw=1.2, ls=":", label="floor")
+                    axis.set_xscale("log", base=2)
+                    axis.set_yscale("log")
+                    axis.set_xticks(CALLS, [str(c) for c in CALLS])
+                    axis.set_title(f"{metric}: {noise} Γ, {preconditioning}")
+            for axis in axes[-1]:
+                axis.set_xlabel("network calls")
+            handles, labels = axes[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.savefig(out / f"few-steps-{source}.png", dpi=110)
+
+
 def main() -> None:
     """Parse and run a stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train",))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("train", "sample", "report"))
     parser.add_argument("--out", type=Path, default=Path("runs/few-steps"))
-    parser.add_argument("--sources", nargs="+", default=SOURCES)
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "report":
+        report(arguments.out, arguments.sources)
+        return
     for source in arguments.sources:
-        train(arguments.out, source)
+        (train if arguments.stage == "train" else sample)(arguments.out, source)
 
 
 if __name__ == "__main__":
