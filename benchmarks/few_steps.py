@@ -1,7 +1,7 @@
-"""Few-step sampling on terrain and air temperature: every solver, white and fitted Γ, with and without Wiener.
+"""Few-step sampling on terrain and air temperature: every solver, white and fitted Γ, with or without Wiener.
 
     python benchmarks/few_steps.py train --out runs/few-steps       24 networks on equal budgets, three seeds
-    python benchmarks/few_steps.py sample --out runs/few-steps      fields by every solver at 4, 8, 16, 64 steps
+    python benchmarks/few_steps.py sample --out runs/few-steps      fields by every solver, 4 to 64 calls
     python benchmarks/few_steps.py report --out runs/few-steps      table and picture for docs/few-steps.md
 
 Every stage goes on where it was interrupted.
@@ -96,7 +96,7 @@ def models(out: Path, source: str) -> Iterator[tuple[str, str, int, Path]]:
 
 
 def sample(out: Path, source: str) -> None:
-    """Draw and compare the fields of every model and solver that are not there yet; one file for each pair."""
+    """Draw and compare the fields of every model and solver that are not there yet, a file for each pair."""
     data = load(source)
     fit = fitted(data)
     gaussian = fit.covariance.float().sample((FIELDS, 1), generator=torch.Generator().manual_seed(1))
