@@ -142,7 +142,6 @@ def main() -> None:
                 }
             )
         rows.append({"process": name, "A": A, "G": G, "values": values})
-        print(name, flush=True)
     path = Path(__file__).with_name("linear_moments.json")
     path.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
 

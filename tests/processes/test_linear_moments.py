@@ -73,7 +73,7 @@ def test_reference_value_of_the_theory():
 
 
 def test_the_usual_ways_would_fail_here():
-    """What the doubling is for: Van Loan's block exponential and S - ΦSΦᵀ lose what the tests above ask for."""
+    """What the doubling is for: the block exponential and S - ΦSΦᵀ lose what is asked for above."""
     row = ROWS["ALDA"]
     b, phi, sigma = exact(row)
     A, G = matrix(row["A"]), matrix(row["G"])
@@ -171,7 +171,7 @@ def test_a_singular_chain_is_a_process():
 @pytest.mark.parametrize("name", [name for name in ROWS if len(ROWS[name]["A"]) > 1])
 def test_roots(name):
     """L Lᵀ = Σ to 1e-15 of every pair of deviations, by each of the three factorisations."""
-    b, _, sigma = exact(ROWS[name])
+    _, _, sigma = exact(ROWS[name])
     deviation = sigma.diagonal(dim1=-2, dim2=-1).sqrt()
     scale = deviation[:, :, None] * deviation[:, None]
     root = psd_root(sigma)
