@@ -98,7 +98,8 @@ def psd_root(matrix: Tensor) -> Tensor:
 
 def lower(factor: Tensor) -> Tensor:
     """Lower L, positive on the diagonal, with ``L Lᵀ = F Fᵀ`` for a factor ``(…, K, M)``, M ≥ K, by QR."""
-    triangle = torch.linalg.qr(factor.mT, mode="r").R.mT
+    # the derivative of R needs Q
+    triangle = torch.linalg.qr(factor.mT, mode="reduced" if factor.requires_grad else "r").R.mT
     signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
     return triangle * signs[..., None, :]
 
