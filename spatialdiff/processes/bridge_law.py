@@ -99,9 +99,9 @@ class BridgeLaw(ScalarLaw):
         denominator = linear + root
         w = torch.where(denominator > 0, 2.0 * inverse / denominator, torch.full_like(inverse, math.inf))
         reached = v / (1.0 + w)  # a(t,τ)² v(0,t)
-        theta, total = self.bridge.rate, self.bridge.path.total
+        theta, total = self.bridge.rate, self.bridge.path.total.to(reached.device)
         if theta != 0.0:
-            growth = 2.0 * theta * math.exp(2.0 * theta * total)
+            growth = 2.0 * theta * torch.exp(2.0 * theta * total)
             reached = torch.log1p(growth * reached) / (2.0 * theta)
         return self.bridge.schedule.time_of_integral(reached.clamp(max=total)).clamp(0.0, self.horizon)
 
