@@ -14,8 +14,9 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spatialdiff.covariance.basis import Basis
 from spatialdiff.processes.schedules import BetaSchedule, positive
 
 
@@ -26,13 +27,21 @@ def relative_expm1(z: Tensor) -> Tensor:
     return torch.where(zero, 1.0 + 0.5 * z, torch.expm1(safe) / safe)
 
 
-class SignalPath(ABC):
-    """α_t and σ_t² on ``[0, horizon]``, from (1, 0) at t = 0."""
+class SignalPath(nn.Module, ABC):
+    """α_t and σ_t² on ``[0, horizon]``, from (1, 0) at t = 0.
+
+    A module, as its β schedule is. Coefficients have the shape of ``t``; those of a path that differs from
+    mode to mode of a ``basis`` are ``(*t, *basis.modes)``, its ``log_snr`` their mean over the modes.
+    """
+
+    #: the basis of the modes, for a path that differs from mode to mode
+    basis: Basis | None = None
 
     #: the last time at which f and g are finite enough for an SDE solver
     sde_limit: float
 
     def __init__(self, horizon: float) -> None:
+        super().__init__()
         self.horizon = positive("horizon", horizon)
         self.sde_limit = self.horizon
 
@@ -87,7 +96,11 @@ class LinearPath(SignalPath):
         super().__init__(beta.horizon)
         self.beta = beta
         self.theta = float(theta)
-        self.total = beta.integral(torch.tensor(self.horizon, dtype=torch.float64)).item()
+
+    @property
+    def total(self) -> Tensor:
+        """B(T)."""
+        return self.beta.total
 
     def _moments(self, b: Tensor) -> tuple[Tensor, Tensor]:
         return torch.exp(-self.theta * b), b * relative_expm1(-2.0 * self.theta * b)
@@ -117,7 +130,7 @@ class LinearPath(SignalPath):
         else:
             shifted = math.log(2.0 * self.theta) - log_snr
             b = torch.logaddexp(shifted, torch.zeros_like(shifted)) / (2.0 * self.theta)
-        return self.beta.time_of_integral(b.clamp(max=self.total))
+        return self.beta.time_of_integral(b.clamp(max=self.total.to(b.device)))
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._moments(self.beta.between(s, t))

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def positive(name: str, value: float) -> float:
@@ -40,10 +40,14 @@ def as_times(t: Tensor | float, horizon: float, name: str = "t") -> Tensor:
     return times.clamp(0.0, horizon)
 
 
-class BetaSchedule(ABC):
-    """A rate β(t) ≥ 0 on ``[0, horizon]``; ``integral`` is B(t) and ``time_of_integral`` its inverse."""
+class BetaSchedule(nn.Module, ABC):
+    """A rate β(t) ≥ 0 on ``[0, horizon]``; ``integral`` is B(t) and ``time_of_integral`` its inverse.
+
+    A module, so that what a schedule learns is a parameter of the process that runs by it.
+    """
 
     def __init__(self, horizon: float) -> None:
+        super().__init__()
         self.horizon = positive("horizon", horizon)
 
     @abstractmethod
@@ -61,6 +65,11 @@ class BetaSchedule(ABC):
     def between(self, s: Tensor, t: Tensor) -> Tensor:
         """B(t) - B(s); families override it where the difference of the integrals would cancel."""
         return self.integral(t) - self.integral(s)
+
+    @property
+    def total(self) -> Tensor:
+        """B(T), a float64 scalar."""
+        return self.integral(torch.tensor(self.horizon, dtype=torch.float64))
 
 
 class ConstantBeta(BetaSchedule):
@@ -148,6 +157,50 @@ class GeometricBeta(BetaSchedule):
 
     def __repr__(self) -> str:
         return f"GeometricBeta({self.sigma_min:g}, {self.sigma_max:g}, horizon={self.horizon:g})"
+
+
+class CosineBeta(BetaSchedule):
+    r"""The cosine schedule: ``e^{-B/2} = cos θ(t)/cos θ_0``, θ linear in t, with an end at a finite B.
+
+    ``θ_0 = πs/(2(1+s))``, s = ``offset`` (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17); θ(T) is
+    where ``e^{-B/2}``, the signal left in VP, is ``end``. ``β = 2 θ' tan θ``.
+    """
+
+    def __init__(self, offset: float = 0.008, end: float = 5e-3, horizon: float = 1.0) -> None:
+        super().__init__(horizon)
+        self.offset = positive("offset", offset)
+        self.end = positive("end", end)
+        if self.end >= 1.0:
+            raise ValueError(f"end was {end!r}; it is the share of the signal left at the horizon, below 1")
+        self._first = 0.5 * math.pi * self.offset / (1.0 + self.offset)
+        self._speed = (math.acos(self.end * math.cos(self._first)) - self._first) / self.horizon
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return self._first + self._speed * t
+
+    def rate(self, t: Tensor) -> Tensor:
+        return 2.0 * self._speed * torch.tan(self._angle(t))
+
+    def integral(self, t: Tensor) -> Tensor:
+        return self.between(torch.zeros_like(t), t)
+
+    def time_of_integral(self, b: Tensor) -> Tensor:
+        # sin(θ - θ_0) = (sin²θ - sin²θ_0)/sin(θ + θ_0), whose numerator is cos²θ_0 (1 - e^{-b})
+        sine, cosine = math.sin(self._first), math.cos(self._first)
+        here = cosine * torch.exp(-0.5 * b)
+        gained = -(cosine**2) * torch.expm1(-b)
+        there = torch.sqrt(sine**2 + gained)
+        ahead = torch.atan2(gained / (there * cosine + here * sine), here * cosine + there * sine)
+        return ahead / self._speed
+
+    def between(self, s: Tensor, t: Tensor) -> Tensor:
+        # cos θ_t/cos θ_s = cos d - tan θ_s sin d
+        d = self._speed * (t - s)
+        lost = 2.0 * torch.sin(0.5 * d) ** 2 + torch.tan(self._angle(s)) * torch.sin(d)
+        return -2.0 * torch.log1p(-lost)
+
+    def __repr__(self) -> str:
+        return f"CosineBeta(offset={self.offset:g}, end={self.end:g}, horizon={self.horizon:g})"
 
 
 class ReversedBeta(BetaSchedule):
