@@ -4,7 +4,30 @@ use it.
 
 from spatialdiff.objectives.bridge_mixture import BridgeMixture
 from spatialdiff.objectives.denoising import Denoising
+from spatialdiff.objectives.evidence_bound import EvidenceBound
+from spatialdiff.objectives.proposals import (
+    PROPOSALS,
+    AnalyticProposal,
+    LearnedProposal,
+    Proposal,
+    TimeProposal,
+    UniformProposal,
+)
 from spatialdiff.objectives.times import DISTRIBUTIONS, TimeDistribution
-from spatialdiff.objectives.weighting import WEIGHTINGS
+from spatialdiff.objectives.weighting import NORMS, WEIGHTINGS
 
-__all__ = ["DISTRIBUTIONS", "WEIGHTINGS", "BridgeMixture", "Denoising", "TimeDistribution"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "NORMS",
+    "PROPOSALS",
+    "WEIGHTINGS",
+    "AnalyticProposal",
+    "BridgeMixture",
+    "Denoising",
+    "EvidenceBound",
+    "LearnedProposal",
+    "Proposal",
+    "TimeDistribution",
+    "TimeProposal",
+    "UniformProposal",
+]

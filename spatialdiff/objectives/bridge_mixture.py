@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spatialdiff.denoisers.denoiser import Denoiser
 from spatialdiff.objectives.times import TimeDistribution, time_distribution
-from spatialdiff.objectives.weighting import check_batch, check_weighting, weighted_loss
+from spatialdiff.objectives.weighting import check_batch, check_norm, check_weighting, weighted_loss
 from spatialdiff.processes import Bridge, BridgeLaw, Coupling, Law, expand
 
 FORMS = ("endpoint", "drift")
@@ -35,7 +35,8 @@ class BridgeMixture(nn.Module):
             mixture, that is `(β a/v)² ‖x_τ - D‖²`, which gives all the weight to the end of the bridge.
         times: how times are drawn: `"fitted"` (where the modes of the denoiser's `data` emerge), `"edm"`,
             `"log_snr"`, `"uniform"`, or a `TimeDistribution`.
-        weighting: `"network"`, `"data"` or `"whitened"`, for `form="endpoint"`.
+        weighting: `"network"`, `"uniform"`, `"snr"`, `"min_snr"` or `"edm"`, for `form="endpoint"`.
+        norm: of the error of the endpoint, `"coloured"` or `"whitened"`.
         condition_on_start: with pairs, whether the network is shown the start, as the keyword argument
             `start`.
 
@@ -56,6 +57,7 @@ class BridgeMixture(nn.Module):
         form: str = "endpoint",
         times: TimeDistribution | str = "edm",
         weighting: str = "network",
+        norm: str = "coloured",
         condition_on_start: bool = False,
     ) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class BridgeMixture(nn.Module):
         self.form = form
         self.times = time_distribution(times, denoiser)
         self.weighting = check_weighting(weighting)
+        self.norm = check_norm(norm)
 
     def forward(
         self,
@@ -105,7 +108,7 @@ class BridgeMixture(nn.Module):
         if self.form == "drift":
             data = self.denoiser(state, t, **condition)
             return (given.reverse_drift(state, data, t) - given.reverse_drift(state, x1, t)).square().mean()
-        return weighted_loss(self.denoiser, self.weighting, x1, noise, state, t, **condition)
+        return weighted_loss(self.denoiser, self.weighting, x1, noise, state, t, norm=self.norm, **condition)
 
     def law_given(self, x1: Tensor, x0: Tensor | None) -> Law:
         """The law of the state given the data, and the start where it comes with the data."""

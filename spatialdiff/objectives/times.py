@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.denoisers import Denoiser
+from spatialdiff.objectives.interval import log_snr_rate
 from spatialdiff.processes import Law
 
 DISTRIBUTIONS = ("edm", "log_snr", "uniform")
@@ -110,6 +111,21 @@ class TimeDistribution:
             below, above = torch.special.ndtr((ends - self.mean) / self.std)
             level = (self.mean + self.std * torch.special.ndtri(below + (above - below) * p)).clamp(low, high)
         return law.time_of_log_snr(-2.0 * level)
+
+    def density(self, law: Law, t: Tensor) -> Tensor:
+        """The density of `log I = 2 log(α/σ)` at times `t` drawn here, shape of `t`, float64."""
+        with torch.no_grad():
+            if self.name == "uniform":
+                length = abs(law.start_time - law.end_time) * (1.0 - 2.0 * self.margin)
+                return 1.0 / (length * log_snr_rate(law, t).abs())
+            low, high = self.levels(law)
+            level = -0.5 * law.log_snr(t)
+            if self.name == "log_snr":
+                return torch.full_like(level, 0.5 / (high - low))
+            ends = torch.tensor([low, high], dtype=torch.float64, device=t.device)
+            below, above = torch.special.ndtr((ends - self.mean) / self.std)
+            normal = torch.exp(-0.5 * ((level - self.mean) / self.std).square())
+            return 0.5 * normal / (math.sqrt(2.0 * math.pi) * self.std * (above - below))
 
     def levels(self, law: Law) -> tuple[float, float]:
         """The interval of `log(σ/α)` that is used."""

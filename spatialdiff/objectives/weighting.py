@@ -1,20 +1,35 @@
-r"""In which metric a posterior mean is fitted; every choice has the same optimum, `E[x | u_t]`.
+r"""How errors of a posterior mean are weighted; every choice has the same optimum, `E[x | u_t]`.
 
-| name         | loss per entry                                                       |
-|--------------|----------------------------------------------------------------------|
-| `"network"`  | `(F - target)²`: what the network predicts, of unit variance under `edm`, `wiener` |
-| `"data"`     | `(x - D)²`                                                           |
-| `"whitened"` | `(x - D)ᵀ Γ^{-1} (x - D) / n`, which is `"data"` for the whitened fields |
+The loss per value of a field is `w ‖x - D‖²/n`, `I = α²/σ²` the information of the state (`processes.law`):
+
+| weighting      | w                                                                               |
+|----------------|---------------------------------------------------------------------------------|
+| `"network"`    | none: `(F - target)²`, the network's output; unit variance under `edm`, `wiener` |
+| `"uniform"`    | 1                                                                                      |
+| `"snr"`        | `I`: a noise prediction's (Ho et al. 2020, arXiv 2006.11239, eq. 14)                   |
+| `"min_snr"`    | `min(I, 5)` (Hang et al. 2023, arXiv 2303.09556, eq. 8)                                |
+| `"edm"`        | `(I + 1/ρ)`, ρ the pixels' variance over Γ's (Karras et al. 2022, arXiv 2206.00364)    |
+| `"likelihood"` | `½ |dI|` over the probability of the time: with `norm="whitened"` the integral in the  |
+|                | evidence bound, whatever the distribution of the times (theory, "Likelihood")          |
+
+The norm is `‖e‖² = Σ e²` for `norm="coloured"` and `eᵀΓ⁻¹e`, that of the whitened fields, for `"whitened"`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spatialdiff.denoisers.denoiser import Denoiser
+from spatialdiff.objectives.gaussian_terms import information
+from spatialdiff.processes import Law
 
-WEIGHTINGS = ("network", "data", "whitened")
+WEIGHTINGS = ("network", "uniform", "snr", "min_snr", "edm", "likelihood")
+NORMS = ("coloured", "whitened")
+#: γ of min-SNR
+SNR_LIMIT = 5.0
 
 
 def check_weighting(weighting: str) -> str:
@@ -24,17 +39,83 @@ def check_weighting(weighting: str) -> str:
     return weighting
 
 
-def weighted_loss(
-    denoiser: Denoiser, weighting: str, x: Tensor, noise: Tensor, u: Tensor, t: Tensor, **condition: Tensor
+def check_norm(norm: str) -> str:
+    """The name, or `ValueError` listing the known ones."""
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; the choices are {', '.join(NORMS)}")
+    return norm
+
+
+def loss_weight(
+    weighting: str, denoiser: Denoiser, law: Law, t: Tensor, norm: str, importance: Tensor | None
 ) -> Tensor:
-    """The mean loss at states `u = α x + σ η + o` and times `t`, a scalar."""
+    """w `(*t, [modes])`, float64; `importance` is `|dI|` over the probability, for `"likelihood"`."""
+    level = information(law, t)
+    if weighting == "uniform":
+        return torch.ones_like(level)
+    if weighting == "snr":
+        return level
+    if weighting == "min_snr":
+        return level.clamp(max=SNR_LIMIT)
+    if weighting == "likelihood":
+        if importance is None:
+            raise ValueError(
+                "weighting='likelihood' needs the density of the times: leave t= to the objective, or give a "
+                "TimeDistribution or a Proposal"
+            )
+        return 0.5 * importance
+    gamma = law.covariance.variance().detach().double().mean()
+    model = denoiser.gaussian
+    covariance = None if model is None else model.data_covariance
+    pixels = torch.ones_like(gamma) if covariance is None else covariance.variance().detach().double().mean()
+    # so that a model of independent pixels has a loss of 1 at every level
+    return (level + gamma / pixels) / (gamma if norm == "coloured" else 1.0)
+
+
+def weighted_losses(
+    denoiser: Denoiser,
+    weighting: str,
+    x: Tensor,
+    noise: Tensor,
+    u: Tensor,
+    t: Tensor,
+    *,
+    norm: str = "coloured",
+    importance: Tensor | None = None,
+    **condition: Any,
+) -> Tensor:
+    """The losses of states `u = φ ⊗ x + (L ⊗ I) η + o` at times `t`, `(B,)`, per value of a field."""
     output = denoiser.predict(u, t, **condition)
     if weighting == "network":
-        return (output - denoiser.target(x, noise, t, **condition)).square().mean()
+        return (output - denoiser.target(x, noise, t, **condition)).square().flatten(1).mean(1)
     error = denoiser.decode(output, u, t, **condition) - x
-    if weighting == "data":
-        return error.square().mean()
-    return denoiser.covariance.quad_form(error).sum() / x.numel()
+    law = denoiser.conditional_law(**condition)
+    scaled = error
+    if weighting != "uniform":
+        scaled = law.scale(loss_weight(weighting, denoiser, law, t, norm, importance), error)
+    if norm == "coloured":
+        return (error * scaled).flatten(1).mean(1)
+    # not quad_form, whose channels depend on Γ: one product for all of a field
+    return (scaled * denoiser.covariance.solve(error)).flatten(1).sum(1) / x[0].numel()
+
+
+def weighted_loss(
+    denoiser: Denoiser,
+    weighting: str,
+    x: Tensor,
+    noise: Tensor,
+    u: Tensor,
+    t: Tensor,
+    *,
+    norm: str = "coloured",
+    importance: Tensor | None = None,
+    **condition: Any,
+) -> Tensor:
+    """The mean of `weighted_losses`, a scalar."""
+    losses = weighted_losses(
+        denoiser, weighting, x, noise, u, t, norm=norm, importance=importance, **condition
+    )
+    return losses.mean()
 
 
 def check_batch(x: Tensor, denoiser: Denoiser, name: str = "x") -> None:

@@ -79,16 +79,18 @@ def test_edm_times_are_normal_in_log_noise_level():
     assert abs(float(level.mean()) + 0.5) < 5 * 1.2 / math.sqrt(4096)
 
 
-@pytest.mark.parametrize(("weighting", "expected"), [("network", "x"), ("data", "x"), ("whitened", "norm")])
-def test_denoising_is_the_error_written_out(weighting, expected):
+@pytest.mark.parametrize(
+    ("weighting", "norm"), [("network", "coloured"), ("uniform", "coloured"), ("uniform", "whitened")]
+)
+def test_denoising_is_the_error_written_out(weighting, norm):
     """A network that predicts a constant field: the loss is known without the objective."""
     x, white = fields(3, 1, seed=1), fields(3, 1, seed=2)
     constant = fields(1, 1, seed=3)
-    loss = sd.Denoising(sd.Denoiser(Fixed(constant), sd.VP(GAMMA)), weighting=weighting)
+    loss = sd.Denoising(sd.Denoiser(Fixed(constant), sd.VP(GAMMA)), weighting=weighting, norm=norm)
     value = loss(x, white=white, t=torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
     error = (x - constant).flatten(1)
     written = error.square().mean()
-    if expected == "norm":
+    if norm == "whitened":
         written = (error * torch.linalg.solve(GAMMA.to_dense(), error.T).T).mean()
     assert torch.allclose(value, written)
 
@@ -200,7 +202,9 @@ def test_any_optimiser_finds_the_posterior_mean():
             r"24 values that are not finite, in field\(s\) \[1\]",
         ),
         (lambda d, b: sd.Denoising(d, times="late"), ValueError, "edm, log_snr, uniform"),
-        (lambda d, b: sd.Denoising(d, weighting="snr"), ValueError, "network, data, whitened"),
+        (lambda d, b: sd.Denoising(d, weighting="late"), ValueError, "network, uniform, snr"),
+        (lambda d, b: sd.Denoising(d, norm="data"), ValueError, "coloured, whitened"),
+        (lambda d, b: sd.Denoising(d, conditioning="both"), ValueError, "hybrid, full"),
         (lambda d, b: sd.Denoising(b), TypeError, "sd.BridgeMixture"),
         (lambda d, b: sd.BridgeMixture(d), TypeError, "sd.Denoising"),
         (lambda d, b: sd.BridgeMixture(b), RuntimeError, "no coupling yet"),

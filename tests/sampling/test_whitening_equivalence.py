@@ -130,8 +130,8 @@ def test_denoising_loss(name, prediction, preconditioning, make):
     coloured, white = pair(sides, make, prediction, preconditioning)
     x, z = field(sides.gamma.domain, 5, 1, seed=2), field(sides.gamma.domain, 5, 1, seed=3)
     t = torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
-    a = sd.Denoising(coloured, weighting="whitened")(sides.gamma.color(x), white=z, t=t)
-    b = sd.Denoising(white, weighting="data")(x, white=z, t=t)
+    a = sd.Denoising(coloured, weighting="uniform", norm="whitened")(sides.gamma.color(x), white=z, t=t)
+    b = sd.Denoising(white, weighting="uniform")(x, white=z, t=t)
     close(a, b)
     if preconditioning == "wiener" or prediction == "white_noise":
         # what the network predicts is the same white field on both sides
@@ -151,8 +151,8 @@ def test_bridge_mixture_loss(name, prediction, preconditioning, bridge, coupling
     x, x0, z = (field(grid, 5, 1, seed=s) for s in (2, 3, 4))
     t = torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
     starts = (x0, sides.gamma.color(x0)) if coupling == "paired" else (None, None)
-    a = sd.BridgeMixture(coloured, weighting="whitened")(sides.gamma.color(x), starts[1], white=z, t=t)
-    b = sd.BridgeMixture(white, weighting="data")(x, starts[0], white=z, t=t)
+    a = sd.BridgeMixture(coloured, weighting="uniform", norm="whitened")(sides.gamma.color(x), starts[1], white=z, t=t)
+    b = sd.BridgeMixture(white, weighting="uniform")(x, starts[0], white=z, t=t)
     close(a, b)
     if preconditioning == "wiener":
         a = sd.BridgeMixture(coloured)(sides.gamma.color(x), starts[1], white=z, t=t)
