@@ -1,4 +1,4 @@
-"""Command line: `spatialdiff demo | fit | simulate | train | sample | evaluate`.
+"""Command line: `spatialdiff demo | fit | simulate | train | sample | evaluate | likelihood`.
 
 Every command takes `--config file.yaml` and overrides; objects of the API are named by class path
 (`--kernel spatialdiff.kernels.Matern --kernel.nu 1.5`). Every command writes a run folder that can be
@@ -19,9 +19,10 @@ COMMANDS = {
     "under a minute)",
     "fit": "fit the covariance Γ to fields",
     "simulate": "draw Gaussian fields from a kernel or from a fit",
-    "train": "train a network by denoising or by bridge mixture; the same command resumes",
+    "train": "train a network by denoising, evidence bound or bridge mixture; the same command resumes",
     "sample": "generate fields with a trained model",
     "evaluate": "compare generated fields with held-out data",
+    "likelihood": "bound the log-density of held-out data: bits per dimension, nats per site",
 }
 
 

@@ -32,9 +32,10 @@ class ModelConfig:
         noise_method: structure of Γ for a kernel; "auto" is the torus on periodic grids, else the cosine
             basis.
         process: noise process or bridge by class path, called with Γ.
-        network: by class path, called with the number of channels and the grid.
+        network: by class path, called with the number of channels of the state, the grid and, where it
+            returns fewer, `out_channels`.
         objective: by class path, called with the denoiser.
-        prediction: data, noise, white_noise or velocity.
+        prediction: data, noise, white_noise, velocity or variable_noise.
         preconditioning: none, edm or wiener.
     """
 
@@ -64,7 +65,7 @@ class ModelConfig:
             raise TypeError(f"process must be a noise process or a bridge, got {type(process).__name__}.")
         torch.manual_seed(seed)
         denoiser = Denoiser(
-            self.network(channels, grid),
+            self.make_network(channels, process.variables, grid),
             process,
             prediction=self.prediction,
             preconditioning=self.preconditioning,
@@ -72,3 +73,25 @@ class ModelConfig:
             channels=channels,
         )
         return self.objective(denoiser)
+
+    def make_network(self, channels: int, variables: int, grid: Grid) -> nn.Module:
+        """The network for fields of C `channels` and a process of K `variables`: K*C channels in, C out, or
+        K*C for the noise of each variable.
+
+        Raises:
+            TypeError: a network of K > 1 variables that takes no `out_channels`.
+        """
+        seen = channels * variables
+        returned = seen if self.prediction == "variable_noise" else channels
+        if returned == seen:
+            return self.network(seen, grid)
+        try:
+            network: Callable[..., nn.Module] = self.network
+            return network(seen, grid, out_channels=returned)
+        except TypeError as error:
+            if "out_channels" not in str(error):
+                raise
+            raise TypeError(
+                f"with {variables} variables the network is given {seen} channels and returns {returned}: it "
+                f"needs an argument out_channels ({error})."
+            ) from error

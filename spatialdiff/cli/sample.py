@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,14 +16,16 @@ from spatialdiff.cli.model import ModelConfig
 from spatialdiff.cli.objects import seeded
 from spatialdiff.denoisers import Denoiser
 from spatialdiff.plotting import gallery
+from spatialdiff.processes.base import Dynamics
 from spatialdiff.report import Page
 from spatialdiff.runs import RunFolder
 from spatialdiff.sampling import sample as draw
 from spatialdiff.training import load_weights
+from spatialdiff.training.checkpoint import CheckpointDirectory, CheckpointError, read
 
 
 def trained_denoiser(folder: str, averaged: bool = True) -> Denoiser:
-    """The denoiser of a training run, with its newest weights.
+    """The denoiser of a training run, with its newest weights, and what its process learned.
 
     Raises:
         FileNotFoundError: `folder` is not a training run.
@@ -36,7 +39,37 @@ def trained_denoiser(folder: str, averaged: bool = True) -> Denoiser:
     denoiser = ModelConfig(**named).build(saved.fit, saved.setting, parts["seed"]).denoiser
     assert isinstance(denoiser, Denoiser)
     load_weights(out.path, denoiser.network, ema=averaged)
+    load_learned(out.path, denoiser.process, averaged)
     return denoiser.requires_grad_(False).eval()
+
+
+def load_learned(folder: Path, process: Dynamics, averaged: bool) -> None:
+    """Load what the process of a training run learned from its newest checkpoint, in place.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it holds the parameters of another process.
+    """
+    learned = process.learned_parameters()
+    if not learned:
+        return
+    newest = CheckpointDirectory(folder / "checkpoints").latest()
+    if newest is None:
+        raise CheckpointError(f"there is no checkpoint in {folder / 'checkpoints'}")
+    state = read(newest)
+    prefix = "denoiser.process."
+    own = {
+        name.removeprefix(prefix): value
+        for name, value in state["objective"].items()
+        if name.startswith(prefix)
+    }
+    try:
+        process.load_state_dict(own)
+        means = [state["learned_ema"][f"module.{i}"] for i in range(len(learned))] if averaged else []
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{newest} holds the parameters of another process: {error}") from error
+    with torch.no_grad():
+        for parameter, mean in zip(learned, means, strict=False):
+            parameter.copy_(mean)
 
 
 def sample(

@@ -36,9 +36,10 @@ def train(
     objective: ObjectiveOf,
     trainer: dict[str, Any],
     fit: str | None = None,
+    mean: Literal["constant", "linear", "field"] | None = "constant",
     noise: Literal["fit", "white"] | Kernel | list[Kernel] = "fit",
     noise_method: str = "auto",
-    prediction: Literal["data", "noise", "white_noise", "velocity"] = "data",
+    prediction: Literal["data", "noise", "white_noise", "velocity", "variable_noise"] = "data",
     preconditioning: Literal["none", "edm", "wiener"] = "wiener",
     steps: int = 2000,
     seed: int = 0,
@@ -47,21 +48,26 @@ def train(
 
     Args:
         data: source of the fields by class path, such as spatialdiff.data.terrain.
-        process: noise process or bridge by class path, such as spatialdiff.VP or spatialdiff.BrownianBridge.
-        network: network by class path, called with the number of channels and the grid.
-        objective: spatialdiff.Denoising, or spatialdiff.BridgeMixture for a bridge.
+        process: noise process or bridge by class path, such as spatialdiff.VP, spatialdiff.CLD or
+            spatialdiff.BrownianBridge.
+        network: network by class path, called with the number of channels of the state (C for each variable
+            of the process) and the grid.
+        objective: spatialdiff.Denoising, spatialdiff.EvidenceBound (which trains what the process learns as
+            well), or spatialdiff.BridgeMixture for a bridge.
         trainer: arguments of spatialdiff.Trainer.
         fit: run folder of `spatialdiff fit`; without it the spectrum of the data is fitted first.
+        mean: of that fit: "constant" (one number per channel), "linear" (in the coordinates), "field" (one
+            per site: right for images, whose middle is not like their margin), or null for zero.
         noise: Γ: "fit", "white", or a kernel by class path; a list is a sum.
         noise_method: structure of Γ for a kernel; "auto" is the torus on periodic grids, else the cosine
             basis.
-        prediction: what the network predicts.
+        prediction: what the network predicts; variable_noise is the noise of each variable of the process.
         preconditioning: what the network is given, and what its output is the residual to.
         steps: optimiser steps.
         seed: seed of the first weights, of the order of the data and of the noise.
     """
     setting = Setting.of(data)
-    fitted = _fit(out, data, setting, fit)
+    fitted = _fit(out, data, setting, fit, mean)
     model = ModelConfig(noise, noise_method, process, network, objective, prediction, preconditioning)
     loop = Trainer(model.build(fitted, setting, seed), run_dir=out.path, seed=seed, **trainer)
     if not (out / "fit.pt").exists():
@@ -83,13 +89,15 @@ def train(
     say(f"trained to step {steps}: {out}", f"next: spatialdiff sample --run {out}")
 
 
-def _fit(out: RunFolder, data: FieldData, setting: Setting, folder: str | None) -> FitResult:
+def _fit(
+    out: RunFolder, data: FieldData, setting: Setting, folder: str | None, mean: str | None
+) -> FitResult:
     """The law of the data: of an interrupted run its own, of `folder` where one is given, else the smoothed
     spectrum."""
     if (out / "fit.pt").exists():
         return read_fit(out.path).fit
     if folder is None:
-        fitted = fit_data(data, None, "spectrum")
+        fitted = fit_data(data, None, "spectrum", mean)
         say(str(fitted), "")
         return fitted
     saved = read_fit(folder)

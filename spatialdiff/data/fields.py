@@ -89,6 +89,20 @@ class FieldData:
     levels: int | None = None
     codes: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def scale(self) -> float:
+        """Width of the range of the levels in standardised units, `levels/std` (its geometric mean over the
+        channels), as `Likelihood.bits_per_dim(levels, scale=...)` needs it.
+
+        Raises:
+            ValueError: continuous fields.
+        """
+        if self.levels is None:
+            raise ValueError(
+                f"{self.name} are continuous fields: report nats per site, not bits per dimension"
+            )
+        return self.levels / float(self.standardisation.std.log().mean().exp())
+
 
 def check_fields(values: Any, name: str) -> Tensor:
     """`values` `(N, ...)` of any real type as a float tensor, or an error that says what is wrong with them.

@@ -91,7 +91,7 @@ def digits(held_out: int = 360, seed: int = 0) -> FieldData:
         ValueError: no images are left to train on.
     """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "The digits come with scikit-learn: pip install scikit-learn", name=error.name
