@@ -19,7 +19,17 @@ from spatialdiff.version import __version__
 os.environ.setdefault("KEOPS_VERBOSE", "0")
 
 if TYPE_CHECKING:
-    from spatialdiff import conditioning, data, evaluation, fitting, kernels, networks, oracles, plotting
+    from spatialdiff import (
+        conditioning,
+        data,
+        evaluation,
+        fitting,
+        kernels,
+        likelihood,
+        networks,
+        oracles,
+        plotting,
+    )
     from spatialdiff.conditioning import Kriging, fill
     from spatialdiff.covariance import (
         BlockCovariance,
@@ -49,10 +59,11 @@ if TYPE_CHECKING:
     from spatialdiff.denoisers import Denoiser
     from spatialdiff.domains import Graph, Grid, MaskedGrid, Mesh, Points, RectilinearGrid, Sphere
     from spatialdiff.fitting import FitResult, Variogram, fit, variogram
-    from spatialdiff.objectives import BridgeMixture, Denoising
+    from spatialdiff.objectives import BridgeMixture, Denoising, EvidenceBound
     from spatialdiff.processes import (
         ALDA,
         CLD,
+        EDM,
         MALDA,
         VE,
         VP,
@@ -61,11 +72,13 @@ if TYPE_CHECKING:
         Cosine,
         FixedPoint,
         IndependentField,
+        LearnedDiffusion,
         LinearDiffusion,
         OrnsteinUhlenbeck,
         OrnsteinUhlenbeckBridge,
         Paired,
         Rectified,
+        SubVP,
     )
     from spatialdiff.sampling import sample
     from spatialdiff.training import Trainer
@@ -82,20 +95,31 @@ _HOME = {
     "denoisers": "Denoiser",
     "domains": "Graph Grid MaskedGrid Mesh Points RectilinearGrid Sphere",
     "fitting": "FitResult Variogram fit variogram",
-    "objectives": "BridgeMixture Denoising",
+    "objectives": "BridgeMixture Denoising EvidenceBound",
     "processes": (
-        "ALDA CLD MALDA VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField "
-        "LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired Rectified"
+        "ALDA CLD EDM MALDA VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField "
+        "LearnedDiffusion LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired Rectified SubVP"
     ),
     "sampling": "sample",
     "training": "Trainer",
 }
-_MODULES = ("conditioning", "data", "evaluation", "fitting", "kernels", "networks", "oracles", "plotting")
+_MODULES = (
+    "conditioning",
+    "data",
+    "evaluation",
+    "fitting",
+    "kernels",
+    "likelihood",
+    "networks",
+    "oracles",
+    "plotting",
+)
 _NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
     "ALDA",
     "CLD",
+    "EDM",
     "MALDA",
     "VE",
     "VP",
@@ -111,6 +135,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "DenseCovariance",
+    "EvidenceBound",
     "FitResult",
     "FixedPoint",
     "Graph",
@@ -119,6 +144,7 @@ __all__ = [
     "IndependentField",
     "Kriging",
     "KroneckerCovariance",
+    "LearnedDiffusion",
     "LinearDiffusion",
     "LowRankCovariance",
     "MaskedCovariance",
@@ -137,6 +163,7 @@ __all__ = [
     "ScaledCovariance",
     "Sphere",
     "SphereCovariance",
+    "SubVP",
     "SumCovariance",
     "TorusCovariance",
     "Trainer",
@@ -153,6 +180,7 @@ __all__ = [
     "fit",
     "fitting",
     "kernels",
+    "likelihood",
     "networks",
     "oracles",
     "plotting",

@@ -14,6 +14,8 @@ from spatialdiff.processes.couplings import (
     time_reversal,
 )
 from spatialdiff.processes.law import Law
+from spatialdiff.processes.learned import LearnedDiffusion
+from spatialdiff.processes.learned_beta import LearnedBeta
 from spatialdiff.processes.linear import LinearDiffusion
 from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
@@ -21,11 +23,13 @@ from spatialdiff.processes.scalar import ScalarLaw
 from spatialdiff.processes.schedules import (
     BetaSchedule,
     ConstantBeta,
+    CosineBeta,
     GeometricBeta,
     LinearBeta,
     ReversedBeta,
 )
 from spatialdiff.processes.signal import (
+    EDM,
     VE,
     VP,
     BrownianMotion,
@@ -33,11 +37,13 @@ from spatialdiff.processes.signal import (
     OrnsteinUhlenbeck,
     Rectified,
     SignalProcess,
+    SubVP,
 )
 
 __all__ = [
     "ALDA",
     "CLD",
+    "EDM",
     "MALDA",
     "VE",
     "VP",
@@ -48,12 +54,15 @@ __all__ = [
     "BrownianMotion",
     "ConstantBeta",
     "Cosine",
+    "CosineBeta",
     "CosinePath",
     "Coupling",
     "FixedPoint",
     "GeometricBeta",
     "IndependentField",
     "Law",
+    "LearnedBeta",
+    "LearnedDiffusion",
     "LinearBeta",
     "LinearDiffusion",
     "LinearPath",
@@ -69,6 +78,7 @@ __all__ = [
     "ScalarLaw",
     "SignalPath",
     "SignalProcess",
+    "SubVP",
     "as_coupling",
     "expand",
     "time_reversal",

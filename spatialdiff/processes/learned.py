@@ -100,7 +100,8 @@ class LearnedDiffusion(LinearDiffusion):
         return self.dynamics()[2]
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        own = [p for p in (self.skew, self.dissipation, self.law_factor) if p.requires_grad]
+        matrices = {"Q": self.skew, "D": self.dissipation, "S": self.law_factor}
+        own = [parameter for name, parameter in matrices.items() if name in self.learn]
         schedule = list(self.schedule.parameters()) if "beta" in self.learn else []
         spatial = list(self.covariance.parameters()) if "covariance" in self.learn else []
         return [*own, *schedule, *spatial]

@@ -87,8 +87,11 @@ def cholesky_root(matrix: Tensor) -> Tensor:
 def psd_root(matrix: Tensor) -> Tensor:
     """Some L with ``L Lᵀ = matrix`` for a positive semi-definite ``(…, K, K)``, singular ones included.
 
-    By eigenvectors of the correlation matrix, so that each row is exact to 1e-16 of its own variance.
+    By eigenvectors of the correlation matrix, so that each row is exact to 1e-16 of its own variance. Where a
+    gradient is needed it is the Cholesky factor, since eigenvectors of equal eigenvalues have none.
     """
+    if matrix.requires_grad:
+        return cholesky_root(matrix)
     if matrix.shape[-1] == 1:
         return matrix.clamp(min=0.0).sqrt()
     scale, correlation = _correlations(matrix)

@@ -15,6 +15,7 @@ from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.modes import check_basis
+from spatialdiff.processes.named_paths import EDMPath, SubVPPath
 from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
 from spatialdiff.processes.scalar import ScalarLaw
@@ -132,6 +133,34 @@ class VE(SignalProcess):
 
     def __init__(self, gamma: Covariance, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         super().__init__(gamma, LinearPath(GeometricBeta(sigma_min, sigma_max), theta=0.0))
+
+
+class SubVP(SignalProcess):
+    """Less noise than VP with the same signal: α = e^{-B/2}, σ = 1 - e^{-B}, β linear; see ``SubVPPath``.
+
+    Song et al. 2021, arXiv 2011.13456, equation 27. ``schedule`` replaces the linear β.
+    """
+
+    def __init__(
+        self,
+        gamma: Covariance,
+        beta_min: float = 0.1,
+        beta_max: float = 20.0,
+        *,
+        schedule: BetaSchedule | None = None,
+    ) -> None:
+        super().__init__(gamma, SubVPPath(LinearBeta(beta_min, beta_max) if schedule is None else schedule))
+
+
+class EDM(SignalProcess):
+    """α = 1, σ = t on [0, sigma_max]: time is the noise level (Karras et al. 2022, arXiv 2206.00364).
+
+    Standard deviations are in units of Γ's, and of the data's: the start has no trace of data of unit
+    variance at the default.
+    """
+
+    def __init__(self, gamma: Covariance, sigma_max: float = 80.0) -> None:
+        super().__init__(gamma, EDMPath(sigma_max))
 
 
 class Cosine(SignalProcess):

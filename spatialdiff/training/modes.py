@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,15 +10,17 @@ from torch import nn
 
 
 @contextmanager
-def training(objective: nn.Module, network: nn.Module, wrapped: nn.Module) -> Iterator[None]:
+def training(
+    objective: nn.Module, network: nn.Module, wrapped: nn.Module, learned: Iterable[nn.Parameter] = ()
+) -> Iterator[None]:
     """For the time of training: the network in the device's precision, in training mode, nothing else with a
-    gradient.
+    gradient but what is `learned` of the process.
 
     Only the network runs in mixed precision; noise and loss, which come from outside it, stay in full. A
     covariance whose parameters need no gradient is factorised once instead of at every step.
     """
     denoiser: Any = objective.denoiser
-    trained = {id(p) for p in network.parameters()}
+    trained = {id(p) for p in (*network.parameters(), *learned)}
     frozen = [p for p in objective.parameters() if p.requires_grad and id(p) not in trained]
     modes = [(module, module.training) for module in objective.modules()]
     for parameter in frozen:

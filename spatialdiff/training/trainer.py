@@ -189,7 +189,7 @@ class Trainer(Run):
         try:
             with (
                 isolated(self._random, self.device),
-                training(self.objective, self.network, self._wrapped),
+                training(self.objective, self.network, self._wrapped, self.learned),
                 self._bar(steps) as bar,
             ):
                 start = time.perf_counter() - self.seconds
