@@ -266,7 +266,7 @@ class LinearDiffusion(NoiseProcess):
         return {**self.__dict__, "_last": None, "_table": None}
 
     def extra_repr(self) -> str:
-        return f"variables={self.variables}, schedule={self.schedule!r}"
+        return f"variables={self.variables}"
 
 
 def _same(first: list[object], second: list[object]) -> bool:

@@ -102,9 +102,6 @@ class SignalProcess(ScalarLaw, NoiseProcess):
     def diffusion(self, t: Times) -> Tensor:
         return self.schedule.rate(self._inside_sde(t)).sqrt()
 
-    def extra_repr(self) -> str:
-        return repr(self.schedule)
-
 
 class VP(SignalProcess):
     """Variance preserving: ``du = -β/2 u dt + √β Γ^{1/2} dW``, β linear; stationary law N(0, Γ).
