@@ -54,8 +54,13 @@ class Denoising(nn.Module):
         conditioning: str = "hybrid",
     ) -> None:
         super().__init__()
-        if isinstance(denoiser.process, Bridge):
+        if isinstance(denoiser.process, Pinned):
             raise TypeError(f"{type(denoiser.process).__name__} is a bridge: train it with sd.BridgeMixture")
+        if denoiser.process.learned_parameters():
+            raise ValueError(
+                f"{type(denoiser.process).__name__} learns parameters of its own, and denoising losses of "
+                "different processes cannot be compared: train it with sd.EvidenceBound"
+            )
         self.denoiser = denoiser
         self.times: TimeDistribution | Proposal
         if isinstance(times, Proposal) or times in PROPOSALS[:2]:

@@ -69,6 +69,13 @@ def test_what_is_not_named_stays(name):
     assert all(key.startswith(owner[name]) for key in moved)
 
 
+def test_a_denoising_loss_is_refused():
+    gamma = sd.covariance(Matern(nu=1.5, lengthscale=2.0), GRID, method="cosine")
+    with pytest.raises(ValueError, match="EvidenceBound"):
+        sd.Denoising(sd.Denoiser(Network(2), LearnedDiffusion(gamma, 2)))
+    sd.Denoising(sd.Denoiser(Network(2), LearnedDiffusion(gamma, 2, learn=())))
+
+
 def test_a_resumed_run_makes_the_same_process(tmp_path):
     whole = trainer(tmp_path / "whole").fit(FIELDS, steps=10)
     trainer(tmp_path / "parts").fit(FIELDS, steps=10, time_limit=1e-9)
