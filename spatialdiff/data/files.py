@@ -8,9 +8,12 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spatialdiff.data.fields import FieldData, from_arrays
+from spatialdiff.data.images import from_codes
 from spatialdiff.domains import Grid
 
 
@@ -22,6 +25,8 @@ def from_file(
     held_out: float = 0.2,
     name: str | None = None,
     units: str = "",
+    levels: int | None = None,
+    seed: int = 0,
 ) -> FieldData:
     """Fields from a `.npy` file, or from the arrays `train` and `test` of a `.npz` file.
 
@@ -31,10 +36,14 @@ def from_file(
         channels: whether the second axis is one of channels.
         held_out: share of the fields, the last ones, that is held out where the file has no `test`.
         name, units: for pictures and reports; the name of the file where none is given.
+        levels: of integers from 0 to `levels - 1`, such as 256 of 8-bit images, which are dequantised
+            (`from_codes`); None for continuous fields.
+        seed: of the dequantisation noise.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file of another kind, no array `train`, or what `from_arrays` refuses.
+        TypeError: `levels` of values that are not integers.
+        ValueError: a file of another kind, no array `train`, or what `from_arrays` and `from_codes` refuse.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,9 +58,19 @@ def from_file(
         kept = len(train) - round(held_out * len(train))
         train, test = train[:kept], train[kept:]
     grid = Grid(train.shape[2 if channels else 1 :], spacing, periodic)
+    if levels is not None:
+        held = train[:0] if test is None else test
+        codes = (_codes(part, label) for part, label in ((train, "train"), (held, "test")))
+        return from_codes(*codes, levels=levels, grid=grid, name=name or path.stem, seed=seed)
     if test is not None and len(test) == 0:
         test = None
     return from_arrays(train, test, grid=grid, name=name or path.stem, units=units)
+
+
+def _codes(values: NDArray[Any], name: str) -> Tensor:
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{name} holds values of type {values.dtype}; levels= needs integers")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -186,3 +186,30 @@ def test_channels_and_grid_of_codes():
     assert data.train.shape == (4, 2, 4, 5)
     assert torch.equal(data.codes["test"], codes[4:].to(torch.uint8))
     assert data.standardisation.std.shape == (2,)
+
+
+def test_codes_from_a_file(tmp_path):
+    rng = np.random.default_rng(2)
+    train, test = (rng.integers(0, 256, (n, 3, 4, 4), dtype=np.uint8) for n in (5, 2))
+    np.savez(tmp_path / "images.npz", train=train, test=test)
+    data = sd.data.from_file(tmp_path / "images.npz", channels=True, levels=256)
+    assert data.levels == 256
+    np.testing.assert_array_equal(data.codes["test"].numpy(), test)
+    assert data.train.shape == (5, 3, 4, 4)
+    np.savez(tmp_path / "fields.npz", train=train / 255)
+    with pytest.raises(TypeError, match="levels= needs integers"):
+        sd.data.from_file(tmp_path / "fields.npz", channels=True, levels=256)
+
+
+def test_the_scale_is_that_of_bits_per_dimension(folder):
+    """A normal density with the moments of the data, in levels and in standardised units: the same bits."""
+    data = fashion_mnist(folder=folder)
+    n = 28 * 28
+    levels = data.standardisation.invert(data.test.double())
+    mean, std = data.standardisation.mean, data.standardisation.std
+    direct = -torch.distributions.Normal(mean, std).log_prob(levels).flatten(1).sum(1) / (n * math.log(2))
+    value = torch.distributions.Normal(0.0, 1.0).log_prob(data.test.double()).flatten(1).sum(1)
+    found = sd.likelihood.Likelihood(value, torch.zeros_like(value), n).bits_per_dim(256, scale=data.scale)
+    torch.testing.assert_close(found, direct, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="nats per site"):
+        _ = sd.data.from_arrays(torch.randn(4, 3, 3)).scale
