@@ -15,7 +15,7 @@ from spatialdiff.covariance import Covariance
 from spatialdiff.denoisers import Denoiser
 from spatialdiff.domains import Grid
 from spatialdiff.fitting import FitResult
-from spatialdiff.processes import Bridge, NoiseProcess
+from spatialdiff.processes import NoiseProcess, Pinned
 from spatialdiff.processes.base import Dynamics
 
 ProcessOf = Callable[[Covariance], Dynamics]
@@ -61,7 +61,7 @@ class ModelConfig:
         gamma = noise_covariance(self.noise, fit, grid, method)
         law = None if fit is None else (fit.mean, diagonal(fit, grid, basis_of(grid, basis)))
         process = self.process(gamma.float())
-        if not isinstance(process, NoiseProcess | Bridge):
+        if not isinstance(process, NoiseProcess | Pinned):
             raise TypeError(f"process must be a noise process or a bridge, got {type(process).__name__}.")
         torch.manual_seed(seed)
         denoiser = Denoiser(

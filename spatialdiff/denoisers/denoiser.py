@@ -26,7 +26,7 @@ from spatialdiff.denoisers.preconditioning import (
 )
 from spatialdiff.denoisers.predictions import check_prediction
 from spatialdiff.denoisers.resolve import data_law, resolve_channels, resolve_law
-from spatialdiff.processes import Bridge, BridgeLaw, Coupling, Law, NoiseProcess, as_coupling
+from spatialdiff.processes import Coupling, Law, NoiseProcess, Pinned, as_coupling, started_law
 
 
 class Denoiser(PosteriorMean):
@@ -36,7 +36,8 @@ class Denoiser(PosteriorMean):
         network: called as `network(state, t, **condition)` with state `(B, K*C, *grid)` and time `(B,)`;
             returns `(B, C, *grid)`, for `"variable_noise"` `(B, K*C, *grid)`. Its time input is `t` with
             `"none"`, `log(σ/α)/4` otherwise.
-        process: a `NoiseProcess`, or a `Bridge` (whose coupling is given here or by `BridgeMixture`).
+        process: a `NoiseProcess`, or a `Bridge` or `LinearBridge` (whose coupling is given here or by
+            `BridgeMixture`).
         prediction: `"data"`, `"noise"` (the coloured η), `"white_noise"` (z of η = R z; square R only),
             `"velocity"`, for K > 1 those of the sufficient statistic; or `"variable_noise"`, the coloured
             noise of each variable (with preconditioning `"none"`).
@@ -63,7 +64,7 @@ class Denoiser(PosteriorMean):
     def __init__(
         self,
         network: nn.Module,
-        process: NoiseProcess | Bridge | Law,
+        process: NoiseProcess | Pinned | Law,
         prediction: str = "data",
         preconditioning: str = "none",
         *,
@@ -103,7 +104,7 @@ class Denoiser(PosteriorMean):
         self._law: tuple[Law] | None = None  # a tuple, so that Γ is not registered twice
         if coupling is not None:
             self.bind(coupling, condition_on_start=condition_on_start)
-        elif not isinstance(process, Bridge):
+        elif not isinstance(process, Pinned):
             self._law = (resolve_law(process),)
 
     def make_scaling(
@@ -177,14 +178,14 @@ class Denoiser(PosteriorMean):
         Raises:
             ValueError: `condition_on_start` without a `start`.
         """
-        if not self.condition_on_start or not isinstance(self.process, Bridge):
+        if not self.condition_on_start or not isinstance(self.process, Pinned):
             return self.law
         start = condition.get("start")
         if start is None:
             raise ValueError(
                 "this denoiser is conditioned on the start of the bridge: pass start=, shape (B, C, *grid)"
             )
-        return BridgeLaw(self.process, value=start)
+        return started_law(self.process, start)
 
     def predict(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
         """What the network returns at state `u` and time `t`, before it is turned into the posterior mean."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance
-from spatialdiff.processes import Bridge, Coupling, Law, as_coupling
+from spatialdiff.processes import Coupling, Law, Pinned, as_coupling
 
 
 def resolve_law(process: Any, coupling: Coupling | str | None = None) -> Law:
@@ -20,7 +20,7 @@ def resolve_law(process: Any, coupling: Coupling | str | None = None) -> Law:
         ValueError: a coupling with a noise process, which starts from the data.
         TypeError: anything else.
     """
-    if isinstance(process, Bridge):
+    if isinstance(process, Pinned):
         if coupling is None:
             raise RuntimeError(
                 f"{type(process).__name__} has no coupling yet: the law of its state depends on where it "

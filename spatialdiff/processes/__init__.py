@@ -3,7 +3,7 @@
 from spatialdiff.processes.auxiliary import ALDA, CLD, MALDA
 from spatialdiff.processes.base import expand
 from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
-from spatialdiff.processes.bridges import Bridge, BrownianBridge, OrnsteinUhlenbeckBridge
+from spatialdiff.processes.bridges import Bridge, BrownianBridge, OrnsteinUhlenbeckBridge, Pinned
 from spatialdiff.processes.couplings import (
     Coupling,
     FixedPoint,
@@ -11,6 +11,7 @@ from spatialdiff.processes.couplings import (
     Noised,
     Paired,
     as_coupling,
+    started_law,
     time_reversal,
 )
 from spatialdiff.processes.law import Law
@@ -19,6 +20,8 @@ from spatialdiff.processes.learned_beta import LearnedBeta
 from spatialdiff.processes.linear import LinearDiffusion
 from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
+from spatialdiff.processes.pinned import LinearBridge
+from spatialdiff.processes.pinned_law import PairedPinnedLaw, PinnedLaw
 from spatialdiff.processes.scalar import ScalarLaw
 from spatialdiff.processes.schedules import (
     BetaSchedule,
@@ -64,6 +67,7 @@ __all__ = [
     "LearnedBeta",
     "LearnedDiffusion",
     "LinearBeta",
+    "LinearBridge",
     "LinearDiffusion",
     "LinearPath",
     "NoiseProcess",
@@ -72,6 +76,9 @@ __all__ = [
     "OrnsteinUhlenbeckBridge",
     "Paired",
     "PairedLaw",
+    "PairedPinnedLaw",
+    "Pinned",
+    "PinnedLaw",
     "Rectified",
     "RectifiedPath",
     "ReversedBeta",
@@ -81,5 +88,6 @@ __all__ = [
     "SubVP",
     "as_coupling",
     "expand",
+    "started_law",
     "time_reversal",
 ]

@@ -17,6 +17,7 @@ Mixing bridges over a coupling of the two ends gives a diffusion whose drift nee
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,19 @@ from spatialdiff.processes.paths import LinearPath
 from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta
 
 
-class Bridge(Dynamics):
+class Pinned(Dynamics, ABC):
+    """A process conditioned on its end, in one variable (``Bridge``) or in several (``LinearBridge``)."""
+
+    @abstractmethod
+    def path_rate(self, t: Times) -> Tensor:
+        """κ(t) ``(*t, [modes])``: a data end off by e costs ``½ κ eᵀ Γ⁻¹ e`` per time of relative entropy.
+
+        ``(w J)ᵀ Q (w J)`` for the drift ``Q w (J x_τ - …)``; for one variable ``β (a/v)²``. Infinite at the
+        end, where it raises ``ValueError``.
+        """
+
+
+class Bridge(Pinned):
     """The bridge of the reference ``dX = -rate β X dt + √β Γ^{1/2} dW`` over ``[0, horizon]``.
 
     Args:
@@ -102,6 +115,10 @@ class Bridge(Dynamics):
                 "take the last step with the bridge solver (posterior), which returns the data exactly"
             )
         return a, self.schedule.rate(t) * a / v
+
+    def path_rate(self, t: Times) -> Tensor:
+        _, gain = self._adjustment(t)
+        return gain.square() / self.schedule.rate(self.times(t))
 
     def drift_adjustment(self, x_t: Tensor, x1: Tensor, t: Times) -> Tensor:
         """β a(t,τ) (x_τ - a(t,τ) X_t)/v(t,τ), which is β Γ∇ log p(x_τ | X_t): what pulls towards the data."""

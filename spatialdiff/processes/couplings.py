@@ -5,10 +5,14 @@ the data end is
 
 .. math:: X_t \mid x_\tau \sim N\big((c_\tau + c_0 m)\,x_\tau + c_0\mu_0,\; (c_0^2 s^2 + v_b)\,\Gamma\big).
 
-- ``FixedPoint``: m = s = 0;  ``IndependentField``: m = μ_0 = 0;
+- ``FixedPoint``: m = s = 0;  ``IndependentField``: m = 0;
 - ``Noised``: μ_0 = 0, m and s those of a noise process at its horizon. Then the bridge mixture is the
   reverse-time SDE;
 - ``Paired``: x_0 comes with the data (a coarse or kriged field), and no closed form exists given x_τ alone.
+
+Couplings speak of the data variable. A bridge of several variables (``LinearBridge``) starts its auxiliary
+ones from ``v_0 ~ N(0, V_0 ⊗ Γ)`` of its process, but for ``Noised``, whose m and s are then those of the
+state: ``m ∈ R^K``, ``s`` a root of its K×K covariance.
 """
 
 from __future__ import annotations
@@ -21,11 +25,48 @@ import torch
 from torch import Tensor
 
 from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
-from spatialdiff.processes.bridges import Bridge
+from spatialdiff.processes.bridges import Bridge, Pinned
 from spatialdiff.processes.law import Law
+from spatialdiff.processes.linear import LinearDiffusion
+from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import LinearPath
+from spatialdiff.processes.pinned import LinearBridge
+from spatialdiff.processes.pinned_law import PairedPinnedLaw, PinnedLaw
 from spatialdiff.processes.schedules import ReversedBeta
 from spatialdiff.processes.signal import SignalProcess
+
+
+def started_law(bridge: Pinned, value: Tensor | float = 0.0, std: float = 0.0) -> BridgeLaw | PinnedLaw:
+    """The law of a bridge whose data variable starts from ``N(value, std² Γ)``, independent of the end.
+
+    ``value`` is a number, ``(*grid)``, ``(C, *grid)`` or a batch ``(B, C, *grid)``, one for each field.
+    """
+    if isinstance(bridge, LinearBridge):
+        return PinnedLaw(bridge, value=value, std=std)
+    assert isinstance(bridge, Bridge)
+    return BridgeLaw(bridge, value=value, std=std)
+
+
+def start_field(value: Tensor | float, what: str) -> Tensor:
+    """``value`` as a finite float64 tensor; else ``ValueError``."""
+    field = torch.as_tensor(value, dtype=torch.float64)
+    if not bool(torch.isfinite(field).all()):
+        raise ValueError(
+            f"{what} is not finite; it must be a finite number or field (fill or krige it first)"
+        )
+    return field
+
+
+def check_start(value: Tensor, bridge: Pinned, what: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number or a field of the bridge's grid."""
+    shape = tuple(bridge.covariance.domain.shape)
+    if value.ndim not in (0, len(shape), len(shape) + 1) or (
+        value.ndim and tuple(value.shape[-len(shape) :]) != shape
+    ):
+        raise ValueError(
+            f"{what} has shape {tuple(value.shape)}; "
+            f"it must be a number or a field (*grid) or (C, *grid) with grid {shape}"
+        )
 
 
 class Coupling(ABC):
@@ -37,20 +78,23 @@ class Coupling(ABC):
     needs_initial: bool = False
 
     @abstractmethod
-    def law(self, bridge: Bridge) -> Law:
-        """The law of X_t given x_τ."""
+    def law(self, bridge: Pinned) -> Law:
+        """The law of the state given x_τ."""
 
     @abstractmethod
     def draw(
         self,
-        bridge: Bridge,
+        bridge: Pinned,
         x1: Tensor,
         x0: Tensor | None = None,
         *,
         white: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Starts x_0 for the data ``x1``, of the same shape; ``x0`` only where the data are pairs."""
+        """Starts for the data ``x1`` ``(B, C, *grid)``; ``x0`` only where the data are pairs.
+
+        ``(B, C, *grid)``; of a ``LinearBridge`` the state ``(B, K*C, *grid)``.
+        """
 
     def _refuse(self, x0: Tensor | None) -> None:
         if x0 is not None:
@@ -58,29 +102,30 @@ class Coupling(ABC):
                 f"{type(self).__name__} draws x0 itself; pass x0 with the 'paired' coupling only"
             )
 
+    def _state(
+        self, bridge: Pinned, x0: Tensor, white: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """``(x_0, v_0)``, with auxiliary variables drawn where the bridge has any."""
+        if not isinstance(bridge, LinearBridge) or bridge.variables == 1:
+            return x0
+        noise = _noise(bridge, x0, white, generator)
+        fresh = bridge.mix(bridge.reference_process.initial_root, noise)
+        return torch.cat([x0, fresh[:, x0.shape[1] :]], dim=1)
+
 
 class FixedPoint(Coupling):
     """Every path starts from ``value``: a number, or a field ``(*grid)`` or ``(C, *grid)``."""
 
     def __init__(self, value: Tensor | float = 0.0) -> None:
-        self.value = torch.as_tensor(value, dtype=torch.float64)
-        if not bool(torch.isfinite(self.value).all()):
-            raise ValueError("the value of FixedPoint is not finite; it must be a finite number or field")
+        self.value = start_field(value, "the value of FixedPoint")
 
-    def law(self, bridge: Bridge) -> BridgeLaw:
-        shape = tuple(bridge.covariance.domain.shape)
-        if self.value.ndim not in (0, len(shape), len(shape) + 1) or (
-            self.value.ndim and tuple(self.value.shape[-len(shape) :]) != shape
-        ):
-            raise ValueError(
-                f"the value of FixedPoint has shape {tuple(self.value.shape)}; "
-                f"it must be a number or a field (*grid) or (C, *grid) with grid {shape}"
-            )
-        return BridgeLaw(bridge, value=self.value)
+    def law(self, bridge: Pinned) -> BridgeLaw | PinnedLaw:
+        check_start(self.value, bridge, "the value of FixedPoint")
+        return started_law(bridge, self.value)
 
     def draw(
         self,
-        bridge: Bridge,
+        bridge: Pinned,
         x1: Tensor,
         x0: Tensor | None = None,
         *,
@@ -88,26 +133,37 @@ class FixedPoint(Coupling):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         self._refuse(x0)
-        return self.value.to(device=x1.device, dtype=x1.dtype).expand_as(x1)
+        return self._state(bridge, self.value.to(x1).expand_as(x1), white, generator)
 
     def __repr__(self) -> str:
         return f"FixedPoint({self.value.item():g})" if self.value.ndim == 0 else "FixedPoint(<field>)"
 
 
 class IndependentField(Coupling):
-    """``x_0 ~ N(0, std² Γ)``, independent of the data; has a probability flow."""
+    """``x_0 ~ N(mean, std² Γ)``, independent of the data; has a probability flow.
 
-    def __init__(self, std: float = 1.0) -> None:
+    Args:
+        std: standard deviation relative to Γ.
+        mean: a number, or a field ``(*grid)`` or ``(C, *grid)``; with a kriged field for the mean and its
+            kriging covariance for Γ paths start from conditional simulations.
+
+    Raises:
+        ValueError: a ``std`` that is not positive, a mean that is not finite; with a bridge on another grid.
+    """
+
+    def __init__(self, std: float = 1.0, mean: Tensor | float = 0.0) -> None:
         if not (math.isfinite(std) and std > 0.0):
             raise ValueError(f"std was {std!r}; it must be positive and finite (use FixedPoint for no noise)")
         self.std = float(std)
+        self.mean = start_field(mean, "the mean of IndependentField")
 
-    def law(self, bridge: Bridge) -> BridgeLaw:
-        return BridgeLaw(bridge, std=self.std)
+    def law(self, bridge: Pinned) -> BridgeLaw | PinnedLaw:
+        check_start(self.mean, bridge, "the mean of IndependentField")
+        return started_law(bridge, self.mean, self.std)
 
     def draw(
         self,
-        bridge: Bridge,
+        bridge: Pinned,
         x1: Tensor,
         x0: Tensor | None = None,
         *,
@@ -115,13 +171,20 @@ class IndependentField(Coupling):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         self._refuse(x0)
-        noise = bridge.draw(
-            x1.shape[0], x1.shape[1], white=white, generator=generator, dtype=x1.dtype, device=x1.device
-        )
-        return self.std * noise
+        noise = _noise(bridge, x1, white, generator)
+        if not isinstance(bridge, LinearBridge):
+            return self.mean.to(x1) + self.std * noise
+        state = bridge.mix(bridge.start_root(self.std), noise)
+        state[:, : x1.shape[1]] += self.mean.to(x1)
+        return state
 
     def __repr__(self) -> str:
-        return f"IndependentField(std={self.std:g})"
+        known = f"mean={self.mean.item():g}" if self.mean.ndim == 0 else "mean=<field>"
+        return (
+            f"IndependentField(std={self.std:g})"
+            if not self.mean.any()
+            else f"IndependentField(std={self.std:g}, {known})"
+        )
 
 
 class Noised(Coupling):
@@ -129,27 +192,56 @@ class Noised(Coupling):
 
     With the bridge of the same process run backward (``time_reversal`` gives both) the bridge mixture is the
     reverse-time SDE: the view that unites denoising with bridge mixtures.
+
+    Args:
+        signal, std: numbers; for K variables φ_T ``([modes], K)`` and a root ``([modes], K, K)`` of Σ_T.
     """
 
-    def __init__(self, signal: float, std: float) -> None:
-        if not (math.isfinite(signal) and math.isfinite(std) and signal >= 0.0 and std > 0.0):
+    def __init__(self, signal: float | Tensor, std: float | Tensor) -> None:
+        m, s = (torch.as_tensor(value, dtype=torch.float64) for value in (signal, std))
+        finite = bool(torch.isfinite(m).all() and torch.isfinite(s).all())
+        if m.ndim == s.ndim == 0 and not (finite and float(m) >= 0.0 and float(s) > 0.0):
             raise ValueError(
                 f"signal was {signal!r} and std {std!r}; they must be finite, signal >= 0 and std > 0"
             )
-        self.signal = float(signal)
-        self.std = float(std)
+        if not finite or (m.ndim and tuple(s.shape) != (*m.shape, m.shape[-1])):
+            raise ValueError(
+                f"signal has shape {tuple(m.shape)} and std {tuple(s.shape)}; they must be finite: two "
+                "numbers, or ([modes], K) and a root ([modes], K, K)"
+            )
+        self.signal, self.std = m, s
 
     @classmethod
-    def of(cls, process: SignalProcess) -> Noised:
+    def of(cls, process: NoiseProcess) -> Noised:
         """The law of the noised data at the horizon of ``process``."""
-        return cls(process.alpha(process.horizon).item(), process.sigma(process.horizon).item())
+        with torch.no_grad():
+            phi, root = process.marginal(process.horizon)[0], process.root(process.horizon)
+        if isinstance(process, SignalProcess):
+            return cls(phi[0], root[0, 0])
+        return cls(phi, root)
 
-    def law(self, bridge: Bridge) -> BridgeLaw:
-        return BridgeLaw(bridge, std=self.std, signal=self.signal)
+    def law(self, bridge: Pinned) -> BridgeLaw | PinnedLaw:
+        if isinstance(bridge, LinearBridge):
+            known = self.signal.shape[-1] if self.signal.ndim else 1
+            if known != bridge.variables:
+                raise ValueError(
+                    f"a bridge of {bridge.variables} variables needs the signal and the root of all of them; "
+                    f"signal has shape {tuple(self.signal.shape)} (Noised.of(process) gives both)"
+                )
+            several = self.signal.ndim > 0
+            signal = self.signal if several else self.signal[None]
+            root = self.std if several else self.std[None, None]
+            return PinnedLaw(bridge, signal=signal, root=root)
+        assert isinstance(bridge, Bridge)
+        if self.signal.ndim:
+            raise ValueError(
+                f"a bridge of one variable needs numbers; signal has shape {tuple(self.signal.shape)}"
+            )
+        return BridgeLaw(bridge, std=float(self.std), signal=float(self.signal))
 
     def draw(
         self,
-        bridge: Bridge,
+        bridge: Pinned,
         x1: Tensor,
         x0: Tensor | None = None,
         *,
@@ -157,13 +249,16 @@ class Noised(Coupling):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         self._refuse(x0)
-        noise = bridge.draw(
-            x1.shape[0], x1.shape[1], white=white, generator=generator, dtype=x1.dtype, device=x1.device
-        )
-        return self.signal * x1 + self.std * noise
+        noise = _noise(bridge, x1, white, generator)
+        if self.signal.ndim == 0:
+            return self.signal.to(x1) * x1 + self.std.to(x1) * noise
+        assert isinstance(bridge, LinearBridge)
+        return bridge.mix(self.signal[..., None], x1) + bridge.mix(self.std, noise)
 
     def __repr__(self) -> str:
-        return f"Noised(signal={self.signal:g}, std={self.std:g})"
+        if self.signal.ndim == 0:
+            return f"Noised(signal={self.signal.item():g}, std={self.std.item():g})"
+        return f"Noised(<{self.signal.shape[-1]} variables>)"
 
 
 class Paired(Coupling):
@@ -171,12 +266,15 @@ class Paired(Coupling):
 
     needs_initial = True
 
-    def law(self, bridge: Bridge) -> PairedLaw:
+    def law(self, bridge: Pinned) -> PairedLaw | PairedPinnedLaw:
+        if isinstance(bridge, LinearBridge):
+            return PairedPinnedLaw(bridge)
+        assert isinstance(bridge, Bridge)
         return PairedLaw(bridge)
 
     def draw(
         self,
-        bridge: Bridge,
+        bridge: Pinned,
         x1: Tensor,
         x0: Tensor | None = None,
         *,
@@ -187,10 +285,17 @@ class Paired(Coupling):
             raise ValueError("the paired coupling needs x0 for every x1; pass batches (x1, x0)")
         if x0.shape != x1.shape:
             raise ValueError(f"x0 has shape {tuple(x0.shape)} and x1 {tuple(x1.shape)}; pairs must match")
-        return x0
+        return self._state(bridge, x0, white, generator)
 
     def __repr__(self) -> str:
         return "Paired()"
+
+
+def _noise(bridge: Pinned, x1: Tensor, white: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Coloured noise of the bridge's variables for data ``(B, C, *grid)``."""
+    return bridge.draw(
+        x1.shape[0], x1.shape[1], white=white, generator=generator, dtype=x1.dtype, device=x1.device
+    )
 
 
 def as_coupling(coupling: Coupling | str) -> Coupling:
@@ -209,7 +314,7 @@ def as_coupling(coupling: Coupling | str) -> Coupling:
     return named[coupling]()
 
 
-def time_reversal(process: SignalProcess) -> tuple[Bridge, Noised]:
+def time_reversal(process: NoiseProcess) -> tuple[Pinned, Noised]:
     r"""The bridge and the coupling whose mixture, at time T - t, is the reverse-time SDE of ``process``.
 
     The path from noised to clean data, given both, is a bridge of the same reference under the reversed β;
@@ -217,12 +322,31 @@ def time_reversal(process: SignalProcess) -> tuple[Bridge, Noised]:
     :math:`-\theta\beta X + \beta\alpha_t(D - \alpha_t X)/\sigma_t^2`, is that of the reverse SDE,
     :math:`\theta\beta X + \beta(\alpha_t D - X)/\sigma_t^2`.
 
-    Raises ``TypeError`` for ``Cosine`` and ``Rectified``, which no β schedule on a closed interval gives.
+    For K variables the path given the data is the stationary process conditioned on its data variable, whose
+    reversal has the drift matrix :math:`S A^\top S^{-1}` and the same noise: it is pinned in the data.
+
+    Raises ``TypeError`` for ``Cosine`` and ``Rectified``, which no β schedule on a closed interval gives, and
+    ``ValueError`` for several variables without a stationary law, or that do not start in it.
     """
-    path = process.schedule
+    if isinstance(process, LinearDiffusion):
+        drift, diffusion, initial = process.matrices()
+        law = process.stationary
+        if law is None or not torch.allclose(initial[..., 1:, 1:], law[..., 1:, 1:], rtol=1e-9, atol=1e-12):
+            raise ValueError(
+                "time reversal as a bridge needs a stationary law from which the auxiliary variables start "
+                "(initial= left out), independent of the data variable"
+            )
+        if float(law[..., 0, 1:].abs().sum()) > 1e-12 * float(law.abs().max()):
+            raise ValueError("the stationary law couples the data variable with the auxiliary ones")
+        backward = torch.linalg.solve(law, (law @ drift.mT).mT).mT
+        reference = LinearDiffusion(
+            process.covariance, backward, diffusion, beta=ReversedBeta(process.schedule), basis=process.basis
+        )
+        return LinearBridge(reference), Noised.of(process)
+    path = process.schedule if isinstance(process, SignalProcess) else None
     if not isinstance(path, LinearPath):
         raise TypeError(
-            f"{type(process).__name__} has no beta schedule; time_reversal needs VP, VE, BrownianMotion or "
-            "OrnsteinUhlenbeck"
+            f"{type(process).__name__} has no beta schedule; time_reversal needs VP, VE, BrownianMotion, "
+            "OrnsteinUhlenbeck or a LinearDiffusion"
         )
     return Bridge(process.covariance, ReversedBeta(path.beta), path.theta), Noised.of(process)
