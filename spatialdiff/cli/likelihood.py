@@ -77,14 +77,7 @@ def likelihood(
         gaussian=gaussian.value,
         **{f"term_{name}": term for name, term in bound.terms.items()},
     )
-    lines = [
-        f"{row['law']}: {row['nats_per_site']:.5f} ± {row['nats_error']:.5f} nats per site"
-        + (
-            f", {row['bits_per_dim']:.4f} ± {row['bits_error']:.4f} bits per dimension"
-            * ("bits_per_dim" in row)
-        )
-        for row in rows
-    ]
+    lines = [described(row) for row in rows]
     terms = ", ".join(f"{name} {float(term.mean()) / bound.sites:.5f}" for name, term in bound.terms.items())
     page = Page(
         f"Likelihood of {data.name}",
@@ -116,6 +109,14 @@ def summary(laws: dict[str, Likelihood], data: FieldData) -> list[dict[str, Any]
             row["bits_error"] = each.mean_standard_error / math.log(2.0)
         rows.append(row)
     return rows
+
+
+def described(row: dict[str, Any]) -> str:
+    """A row of `summary` as a line of text."""
+    line = f"{row['law']}: {row['nats_per_site']:.5f} ± {row['nats_error']:.5f} nats per site"
+    if "bits_per_dim" in row:
+        line += f", {row['bits_per_dim']:.4f} ± {row['bits_error']:.4f} bits per dimension"
+    return line
 
 
 def convention(data: FieldData) -> str:
