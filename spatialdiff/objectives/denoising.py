@@ -20,7 +20,7 @@ from spatialdiff.objectives.proposals import PROPOSALS, Proposal, as_proposal
 from spatialdiff.objectives.sde_terms import check_conditioning, draw_given_start
 from spatialdiff.objectives.times import TimeDistribution, time_distribution
 from spatialdiff.objectives.weighting import check_batch, check_norm, check_weighting, weighted_losses
-from spatialdiff.processes import Bridge, Law, NoiseProcess
+from spatialdiff.processes import Law, NoiseProcess, Pinned
 
 
 class Denoising(nn.Module):
