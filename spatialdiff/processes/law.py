@@ -179,6 +179,13 @@ class Law(Dynamics, ABC):
         batch, channels, *grid = field.shape
         each = channels // columns
         value = matrix.to(device=field.device, dtype=field.dtype)
+        modes = 0 if self.basis is None else len(self.basis.modes)
+        if value.ndim > 3 + modes or (value.ndim == 3 + modes and value.shape[0] not in (1, batch)):
+            raise ValueError(
+                f"t has shape {tuple(value.shape[: value.ndim - 2 - modes])} for a field of shape "
+                f"{tuple(field.shape)}; it must be a scalar or have shape ({batch},), one time per batch "
+                "entry"
+            )
         if self.basis is None:
             mixed = value @ field.reshape(batch, columns, -1)
             return mixed.reshape(batch, rows * each, *grid)

@@ -22,7 +22,7 @@ from torch import Tensor
 from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis
 from spatialdiff.processes.base import Times
-from spatialdiff.processes.levels import LevelTable
+from spatialdiff.processes.levels import LevelTable, same_values
 from spatialdiff.processes.marginals import Marginal, marginal_law, weighted_mean
 from spatialdiff.processes.matrices import check_matrices, default_schedule, lyapunov, stationary_matrices
 from spatialdiff.processes.modes import check_basis, fast_basis, relative_roots
@@ -81,7 +81,7 @@ class LinearDiffusion(NoiseProcess):
         self.register_buffer("_diffusion", diffusion.contiguous())
         self.register_buffer("_stationary", lyapunov(drift, diffusion))
         self.register_buffer("_initial", self._initial_covariance(initial))
-        self._last: tuple[object, list[object], Marginal] | None = None
+        self._last: tuple[list[Tensor], Marginal] | None = None
         self._table: LevelTable | None = None
         # fails here, not in the first step, where the noise does not reach a variable
         self._marginal(self.horizon)
@@ -160,13 +160,14 @@ class LinearDiffusion(NoiseProcess):
 
     def _marginal(self, t: Times) -> Marginal:
         # the coefficients of one time are asked for several times over in one call of a denoiser
-        drift, diffusion, initial = self.matrices()
-        key: list[object] = [drift, drift._version, diffusion, diffusion._version, initial]
-        key.append(t._version if isinstance(t, Tensor) else None)
-        if self._last is not None and self._last[0] is t and _same(self._last[1], key):
-            return self._last[2]
-        found = marginal_law(drift, diffusion, initial, self.schedule.integral(self.times(t)))
-        self._last = None if found.sigma.requires_grad or not isinstance(t, Tensor) else (t, key, found)
+        state = [*self.matrices(), self.schedule.integral(self.times(t))]
+        if self._last is not None and same_values(self._last[0], state):
+            usable = torch.is_inference_mode_enabled() or not self._last[1].phi.is_inference()
+            if usable:
+                return self._last[1]
+        found = marginal_law(*state)
+        needs_gradient = any(value.requires_grad for value in state)
+        self._last = None if needs_gradient else ([value.clone() for value in state], found)
         return found
 
     def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
@@ -206,8 +207,11 @@ class LinearDiffusion(NoiseProcess):
         return weighted_mean(self._marginal(t).information.log(), self.basis)
 
     def time_of_log_snr(self, log_snr: Times) -> Tensor:
-        if self._table is None or self._table.stale(self.matrices()):
-            self._table = LevelTable(self)
+        schedule = self.schedule.parameters() if isinstance(self.schedule, torch.nn.Module) else ()
+        state = [*self.matrices(), *schedule]
+        if self._table is None or self._table.stale(state):
+            with torch.inference_mode(False):
+                self._table = LevelTable(self, state)
         return self._table.time(torch.as_tensor(log_snr, dtype=torch.float64))
 
     def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,9 +271,3 @@ class LinearDiffusion(NoiseProcess):
 
     def extra_repr(self) -> str:
         return f"variables={self.variables}"
-
-
-def _same(first: list[object], second: list[object]) -> bool:
-    return len(first) == len(second) and all(
-        a is b or (isinstance(a, int) and a == b) for a, b in zip(first, second, strict=True)
-    )

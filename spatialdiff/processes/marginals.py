@@ -119,17 +119,20 @@ def marginal_law(drift: Tensor, diffusion: Tensor, initial: Tensor, b: Tensor) -
     information = whitened.square().sum((-2, -1))
     if bool(short.any()):
         inside = short & ~at_data
-        clipped = torch.where(b * norm.max() < SHORT, b, 0.0) if not tail else b
-        reverse, back = linear_moments(-drift, diffusion, clipped)
+        # only the short ones: exp(-Ab) of the others may overflow
+        clipped = torch.where(inside, length, 0.0)[..., None, None]
+        reverse, back = linear_moments(-drift * clipped, diffusion * clipped, eye.new_ones(()))
         carried = torch.where(inside[..., None, None], initial + back, eye)
         factor = cholesky_root(carried)
         unit = torch.linalg.solve_triangular(factor, eye[:, :1].expand(*factor.shape[:-1], 1), upper=False)
         backward = torch.linalg.solve_triangular(factor.mT, unit, upper=True)
         # Σ⁻¹φ = Φ⁻ᵀ N⁻¹ e_1
         near_pull = (reverse.mT @ backward)[..., 0]
-        start = psd_root(initial).expand_as(factor)
+        start = psd_root(initial) if initial.requires_grad else lower(psd_root(initial))
         near_root = torch.where(
-            at_data[..., None, None], start, lower(forward @ torch.where(short[..., None, None], factor, eye))
+            at_data[..., None, None],
+            start.expand_as(factor),
+            lower(forward @ torch.where(short[..., None, None], factor, eye)),
         )
         root = torch.where(short[..., None, None], near_root, root)
         pull = torch.where(short[..., None], torch.where(at_data[..., None], 0.0, near_pull), pull)
