@@ -29,7 +29,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def condition(
