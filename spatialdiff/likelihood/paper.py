@@ -11,12 +11,12 @@ closed arrangement; `½ tr(Σ⁻¹βG) + tr F = ½ d/dt log det Σ` is what it l
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from spatialdiff.likelihood.densities import noise_log_density
 from spatialdiff.likelihood.draws import sites, stratified
 from spatialdiff.likelihood.result import Likelihood
 from spatialdiff.objectives.bound import Bound
@@ -27,7 +27,6 @@ from spatialdiff.objectives.bound_terms import (
     draw_state,
     model_mean,
 )
-from spatialdiff.objectives.gaussian_terms import log_det
 from spatialdiff.objectives.interval import log_snr_rate
 from spatialdiff.objectives.sde_terms import (
     denoising_integrand,
@@ -39,7 +38,6 @@ from spatialdiff.objectives.sde_terms import (
     trace_rate,
 )
 from spatialdiff.processes import NoiseProcess
-from spatialdiff.processes.marginals import weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,21 +84,6 @@ class PaperArrangement:
     def __init__(self, bound: Bound, process: NoiseProcess, generator: torch.Generator | None) -> None:
         self.bound, self.process, self.generator = bound, process, generator
         self.channels = bound.denoiser.channels
-        self.size = process.covariance.domain.size * self.channels
-
-    def log_density(self, u: Tensor, root: Tensor) -> Tensor:
-        """`log N(u; 0, L Lᵀ ⊗ Γ)`, `(B,)`."""
-        process = self.process
-        eye = torch.eye(process.variables, dtype=torch.float64, device=u.device)
-        white = process.mix(torch.linalg.solve_triangular(root, eye.expand_as(root), upper=False), u.double())
-        apart = white.reshape(len(u), process.variables, -1, *u.shape[2:])
-        quadratic = (apart * process.covariance.solve(apart)).flatten(1).sum(1)
-        determinant = 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = self.size * (
-            weighted_mean(determinant, process.basis) + process.variables * math.log(2.0 * math.pi)
-        )
-        gamma = process.variables * log_det(process.covariance, self.channels)
-        return -0.5 * (quadratic + constant + gamma)
 
     def prior(self, x: Tensor, p: Tensor, **condition: Any) -> Tensor:
         """`log π(u_{t1})`."""
@@ -108,9 +91,9 @@ class PaperArrangement:
         t = self.bound.at(self.bound.interval.t1)
         u, _ = draw_state(process, x, t.expand(len(x)), self.generator)
         if self.bound.prior == "noise":
-            return self.log_density(u, process.root(t))
+            return noise_log_density(process, u, process.root(t))
         assert process.stationary is not None
-        return self.log_density(u, torch.linalg.cholesky(process.stationary))
+        return noise_log_density(process, u, torch.linalg.cholesky(process.stationary))
 
     def decoder(self, x: Tensor, p: Tensor, **condition: Any) -> Tensor:
         """`log p(x|u_{t0}) - log q(u_{t0}|x)`."""
@@ -118,7 +101,7 @@ class PaperArrangement:
         t = bound.at(bound.interval.t0)
         times = t.expand(len(x))
         u, noise = draw_state(process, x, times, self.generator)
-        entropy = self.log_density(process.mix(process.root(times), noise), process.root(t))
+        entropy = noise_log_density(process, process.mix(process.root(times), noise), process.root(t))
         terms = bound.decoder_terms
         if bound.decoder == "network":
             mean = bound.denoiser(u, times, **condition)
@@ -162,7 +145,7 @@ class PaperArrangement:
             with torch.enable_grad():
                 state = u.detach().requires_grad_(True)
                 mean = bound.denoiser(state, t, **condition)
-                probe = signs(state, self.generator)
+                probe = signs(x, self.generator)
                 value = implicit_integrand(process, state, t, mean, probe, create_graph=False).detach()
             value = 0.5 * trace_rate(process, t, self.channels) - value
         return (value + drift) / (log_snr_rate(process, t).abs() * density)

@@ -50,7 +50,7 @@ def default_proposal(form: str) -> str:
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw for each field, `(B,)` each: the level `λ`, its density, and the integrand over the density."""
+    """One draw for each field, `(B,)` each: the level `λ`, its density, the integrand over the density."""
 
     levels: Tensor
     density: Tensor
@@ -160,7 +160,7 @@ class Bound:
         if self.form == "denoising":
             return denoising_integrand(law, u, t, self.denoiser(u, t, **condition), pulled)
         learning = torch.is_grad_enabled()
-        probe = signs(u, generator)
+        probe = signs(x, generator)
         with torch.enable_grad():
             # the state itself may depend on parameters of the process
             state = u if u.requires_grad else u.detach().requires_grad_(True)

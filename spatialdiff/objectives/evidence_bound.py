@@ -34,8 +34,8 @@ class EvidenceBound(nn.Module):
         t0: where the decoder takes over; by default where σ/α = 0.002.
         prior: `"stationary"`, `"noise"` (`N(o, Σ ⊗ Γ)`) or `"gaussian"` (the fitted marginal).
         decoder: `"gaussian"` (exact posterior of the fitted law; closed), `"state"` (`N(y/α, Γ/I)`; closed)
-            or `"network"` (`N(D, ·)`; one more evaluation per field). By default `"gaussian"` where the denoiser
-            has a fitted law, else `"state"`.
+            or `"network"` (`N(D, ·)`; one more evaluation per field). By default `"gaussian"` where the
+            denoiser has a fitted law, else `"state"`.
         conditioning: `"hybrid"`, or `"full"`: the auxiliary start is drawn and kept in view.
 
     Raises:

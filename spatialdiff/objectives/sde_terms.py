@@ -89,17 +89,16 @@ def implicit_integrand(
     *,
     create_graph: bool,
 ) -> Tensor:
-    """`½‖s‖²_{Q⊗Γ} + ∇·((Q⊗Γ)s) + ½ n tr(QΣ⁻¹)` `(B,)`, the divergence of D by Hutchinson's estimator.
+    """`½‖s‖²_{Q⊗Γ} + ∇·((Q⊗Γ)s) + ½ n tr(QΣ⁻¹)` `(B,)`, the divergence `∇·(w ⊗ D)` drawn, `εᵀ(∂D/∂u)(w ⊗ ε)`.
 
     Args:
         u: states that require a gradient, from which `mean` was computed.
-        mean: D `(B, C, *grid)`. probe: independent signs, shape of `u`.
+        mean: D `(B, C, *grid)`. probe: independent signs, shape of `mean`.
         create_graph: whether the result is to be differentiated again.
     """
     pull = process.diffusion_matrix(t) @ process.precision(t) @ process.marginal(t)[0][..., None]
-    pulled = (process.mix(pull, mean) * probe).sum()
-    (gradient,) = torch.autograd.grad(pulled, u, create_graph=create_graph, retain_graph=True)
-    divergence = (gradient * probe).double().flatten(1).sum(1)
+    (gradient,) = torch.autograd.grad((mean * probe).sum(), u, create_graph=create_graph, retain_graph=True)
+    divergence = (gradient * process.mix(pull, probe)).double().flatten(1).sum(1)
     channels = mean.shape[1]
     score = energy(process, process.gamma_score(u, t, mean), t)
     return 0.5 * score + divergence - 0.5 * trace_rate(process, t, channels)
