@@ -24,7 +24,10 @@ class Basis(ABC):
 
     Attributes:
         modes: shape of the modal axes; `analyze` maps ``(..., *grid.shape)`` to ``(..., *modes)``.
+        orthonormal: whether white coefficients make white noise on the sites, so that it is diagonal too.
     """
+
+    orthonormal: bool = True
 
     modes: torch.Size
     grid: Domain
@@ -160,6 +163,8 @@ class FactorBasis(Basis):
             the grid.
     """
 
+    orthonormal = False
+
     def __init__(self, grid: Domain, factor: Tensor, inverse: Tensor, channels: int | None = None) -> None:
         super().__init__(grid)
         self.modes = torch.Size(grid.shape)
@@ -191,6 +196,8 @@ class ChannelBasis(Basis):
     """A spatial basis after a change of channels: ``x = (F ⊗ I) x'`` with an invertible ``(C, C)`` factor
     ``F``.
     """
+
+    orthonormal = False
 
     def __init__(self, spatial: Basis, factor: Tensor) -> None:
         super().__init__(spatial.grid)

@@ -58,9 +58,12 @@ def _shared_basis(gamma: Covariance, data: Covariance) -> Basis | None:
         if not isinstance(grid, Grid):
             return SiteBasis(grid)
         return FourierBasis(grid) if all(grid.periodic) else CosineBasis(grid)
+    # white noise is diagonal in an orthonormal basis only
     if gamma.is_white:
-        return second
-    if data.is_white or first == second:
+        return second if second is not None and second.orthonormal else None
+    if data.is_white:
+        return first if first is not None and first.orthonormal else None
+    if first == second:
         return first
     return None
 

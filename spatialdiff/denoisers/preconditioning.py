@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from spatialdiff.covariance import Covariance
-from spatialdiff.covariance.basis import Basis, ChannelBasis, FactorBasis
+from spatialdiff.covariance.basis import Basis
 from spatialdiff.denoisers.gaussian import GaussianModel, Moments, positive
 from spatialdiff.denoisers.predictions import to_data, to_target
 from spatialdiff.domains import Domain
@@ -192,7 +192,7 @@ def tone(moments: Moments, tint: float) -> Tensor:
 
 def orthonormal(basis: Basis) -> bool:
     """Whether white coefficients make a white field; not so for generalised eigenvectors."""
-    return not isinstance(basis, ChannelBasis | FactorBasis)
+    return basis.orthonormal
 
 
 def root(x: Tensor) -> Tensor:

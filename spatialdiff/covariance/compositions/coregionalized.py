@@ -86,7 +86,7 @@ class CoregionalizedCovariance(CompositeCovariance):
         bases = [part.basis for part in parts if not part.is_white]
         self.basis = None
         self._modal: Basis | None = None
-        if bases and all(b is not None and b == bases[0] for b in bases):
+        if bases and all(b is not None and b.orthonormal and b == bases[0] for b in bases):
             self._modal = bases[0]
 
     @property

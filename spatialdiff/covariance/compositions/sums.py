@@ -42,7 +42,7 @@ class SumCovariance(CompositeCovariance):
     def _common_basis(self) -> Basis | None:
         bases = [part.basis for part in self._members if not part.is_white]
         diagonal = all(part.channel_matrix is None for part in self._members)
-        shared = bool(bases) and all(b is not None and b == bases[0] for b in bases)
+        shared = bool(bases) and all(b is not None and b.orthonormal and b == bases[0] for b in bases)
         return bases[0] if diagonal and shared else None
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.base import Channels
+from spatialdiff.covariance.meshes.graph_basis import EIGEN_SITES, GraphBasis
 from spatialdiff.covariance.meshes.power import PowerCovariance, matern_of
 from spatialdiff.covariance.meshes.sparse import ShiftedOperator
 from spatialdiff.covariance.report import CovarianceReport
@@ -72,6 +73,26 @@ class GraphMaternCovariance(PowerCovariance):
             normalize=normalize,
         )
         self.nu, self.laplacian = nu, laplacian
+        if normalize != "site" and domain.size <= EIGEN_SITES:
+            self.basis = GraphBasis(domain, laplacian == "normalized")
+
+    def spatial_eigenvalues(self) -> Tensor:
+        """``s² (2ν/ℓ² + λ_k)^{-ν}`` in `GraphBasis`, ``(*batch, n)``."""
+        if not isinstance(self.basis, GraphBasis):
+            raise ValueError(
+                f"Γ on {self.domain} is diagonal in no fast basis: that takes at most {EIGEN_SITES} nodes "
+                f'and normalize "none" or "mean" (here {self.normalize!r}).'
+            )
+        shifted = self._factor("shift")[..., :1] + self.basis.eigenvalues.to(self.device)
+        scale = self._factor("scale")[..., :1].square()
+        if self.is_integer:
+            return scale * shifted.pow(-self.nu)
+        # what the rational root makes of each
+        r = self._rational()
+        half = torch.full_like(shifted, r.constant)
+        for weight, pole in zip(r.weights, r.poles, strict=True):
+            half = half + weight / (shifted + pole)
+        return scale * (shifted.pow(-self.full_powers) * half).square()
 
     def _shift(self) -> Tensor:
         assert self.kernel is not None

@@ -19,6 +19,7 @@ from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.spheres.harmonics import Harmonics, alias
 from spatialdiff.covariance.spheres.orders import OrderCovariance
 from spatialdiff.covariance.spheres.sphere import at_separation, check_isotropic, of_angles
+from spatialdiff.covariance.spheres.sphere_basis import SphereBasis, resolved_degree
 from spatialdiff.domains.sphere import Sphere
 
 
@@ -74,6 +75,8 @@ class HarmonicCovariance(OrderCovariance):
             self.register_buffer("spectrum", None)
             degrees = lmax
         self.harmonics = Harmonics(domain, degrees)
+        if not domain.poles and degrees <= resolved_degree(domain):
+            self.basis = SphereBasis(domain)
         self._coefficients()
 
     def _coefficients(self) -> Tensor:
@@ -121,6 +124,18 @@ class HarmonicCovariance(OrderCovariance):
         degrees = torch.arange(values.shape[-1], dtype=torch.float64, device=values.device)
         weights = (2 * degrees + 1) / (4 * math.pi)
         return (values * weights).sum(-1)[..., None, None]
+
+    def spatial_eigenvalues(self) -> Tensor:
+        """``C_l`` of every mode of `SphereBasis`, 0 above degree L, ``(*batch, *modes)``."""
+        if not isinstance(self.basis, SphereBasis):
+            raise ValueError(
+                f"HarmonicCovariance up to degree {self.harmonics.lmax} is diagonal in no fast basis on "
+                f"{self.domain}, which does not resolve them: use a Gauss-Legendre grid of at least "
+                f"({self.harmonics.lmax + 1}, {2 * self.harmonics.lmax + 1})."
+            )
+        degrees = self.basis.degrees.to(self.device)
+        values = torch.nn.functional.pad(self._factor("spectrum"), (0, 1))
+        return values[..., degrees.clamp(max=self.harmonics.lmax + 1)]
 
     def _factor_grid(self) -> tuple[int, ...]:
         return (self.harmonics.lmax + 1,) * 2
