@@ -18,15 +18,17 @@ def fast_basis(gamma: Covariance, what: str) -> Basis:
         raise ValueError(
             f"{what} has coefficients for each mode, and {type(gamma).__name__} (method {gamma.method!r}) on "
             f"{gamma.domain} is diagonal in no fast basis; build Γ with method='torus' on a periodic grid, "
-            "'cosine' on any other, or on a sphere or graph"
+            "'cosine' on any other, 'graph' on a graph, or a HarmonicCovariance on a sphere that resolves it"
         )
     return basis.spatial if isinstance(basis, ChannelBasis) else basis
 
 
 def check_basis(gamma: Covariance, basis: Basis, what: str) -> Basis:
-    """``basis``, where Γ is diagonal in it (white noise is in every one); else ``ValueError``."""
+    """``basis``, where Γ is diagonal in it (white noise is in every orthonormal one); else ``ValueError``."""
     if basis.grid != gamma.domain:
         raise ValueError(f"the modes of {what} are those of {basis.grid}, and Γ lives on {gamma.domain}")
+    if gamma.is_white and not basis.orthonormal:
+        raise ValueError(f"white noise is not diagonal in {basis!r}, the modes of {what}; give a coloured Γ")
     if not gamma.is_white and fast_basis(gamma, what) != basis:
         raise ValueError(
             f"{what} has coefficients for the modes of {basis!r}, and Γ is diagonal in {gamma.basis!r}; "
@@ -56,7 +58,7 @@ def relative_roots(covariances: Sequence[Covariance], variables: int, what: str)
     for covariance in covariances:
         check_basis(covariance, basis, what)
     powers = [
-        (c._variance() if c.is_white else c.spatial_eigenvalues()).detach().double().expand(basis.modes)
+        (c._variance() if c.is_white else c.spatial_eigenvalues()).double().expand(basis.modes)
         for c in covariances
     ]
     if float(powers[0].min()) <= 0.0:
