@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         FixedPoint,
         IndependentField,
         LearnedDiffusion,
+        LinearBridge,
         LinearDiffusion,
         OrnsteinUhlenbeck,
         OrnsteinUhlenbeckBridge,
@@ -98,7 +99,7 @@ _HOME = {
     "objectives": "BridgeMixture Denoising EvidenceBound",
     "processes": (
         "ALDA CLD EDM MALDA VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField "
-        "LearnedDiffusion LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired Rectified SubVP"
+        "LearnedDiffusion LinearBridge LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired Rectified SubVP"
     ),
     "sampling": "sample",
     "training": "Trainer",
@@ -145,6 +146,7 @@ __all__ = [
     "Kriging",
     "KroneckerCovariance",
     "LearnedDiffusion",
+    "LinearBridge",
     "LinearDiffusion",
     "LowRankCovariance",
     "MaskedCovariance",
