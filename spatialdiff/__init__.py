@@ -99,7 +99,8 @@ _HOME = {
     "objectives": "BridgeMixture Denoising EvidenceBound",
     "processes": (
         "ALDA CLD EDM MALDA VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField "
-        "LearnedDiffusion LinearBridge LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired Rectified SubVP"
+        "LearnedDiffusion LinearBridge LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired "
+        "Rectified SubVP"
     ),
     "sampling": "sample",
     "training": "Trainer",
