@@ -104,7 +104,8 @@ class SphereBasis(Basis):
         matrices = maps.to(device=values.device, dtype=values.real.dtype)
         parts = torch.view_as_real(values.movedim(-1, -2).contiguous())
         moved = torch.einsum("mij,...mjp->...mip", matrices, parts)
-        return torch.view_as_complex(moved.contiguous()).movedim(-2, -1)
+        result: Tensor = torch.view_as_complex(moved.contiguous()).movedim(-2, -1)
+        return result
 
 
 def complete(columns: Tensor, count: int) -> Tensor:
