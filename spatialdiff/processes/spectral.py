@@ -278,3 +278,8 @@ class FrequencyVP(SignalProcess):
             [torch.as_tensor(f(eigenvalues), dtype=torch.float64).expand(found.modes) for f in functions]
         )
         super().__init__(gamma, FrequencyPath(several, table, found))
+
+    @property
+    def stationary(self) -> Tensor | None:
+        """1: the law N(0, Γ), in every mode."""
+        return torch.ones(1, 1, dtype=torch.float64, device=self.covariance.device)

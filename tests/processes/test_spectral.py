@@ -344,6 +344,37 @@ def test_stationary_law_of_the_stochastic_heat_equation():
     assert StochasticHeat(gamma, 0.4).stationary is None
 
 
+def test_frequency_vp_keeps_the_law_of_gamma():
+    process = frequency(torus())
+    phi, sigma = process.transition(0.1, 0.4)
+    kept = phi @ process.stationary @ phi.mT + sigma
+    torch.testing.assert_close(kept, torch.ones_like(kept), rtol=1e-14, atol=0)
+    assert heat(torus()).stationary is None
+
+
+def test_one_covariance_for_each_variable():
+    first, second = torus(), TorusCovariance(Matern(nu=1.5, lengthscale=0.9), TORUS).double()
+
+    def drift(v):
+        zero, one = torch.zeros_like(v), torch.ones_like(v)
+        return torch.stack([torch.stack([zero, one], -1), torch.stack([-1.0 - v, -3.0 * one], -1)], -2)
+
+    noise, initial = [[0.0, 0.0], [0.0, 2.0]], [[0.4]]
+    beta = ConstantBeta(1.0, 4.0)
+    process = SpectralDiffusion((first, second), drift, noise, beta=beta, initial=initial)
+    # in units of the first, the second variable is larger by √(γ_2/γ_1)
+    ratio = second.spatial_eigenvalues() / first.spatial_eigenvalues()
+    factor = torch.zeros(6, 3, 2, 2, dtype=F64)
+    factor[..., 1, 1] = 2.0 * ratio
+    direct = SpectralDiffusion(
+        first, drift, lambda v: factor, beta=beta, initial=0.4 * ratio[..., None, None]
+    )
+    for found, expected in zip(process.transition(0.2, 1.1), direct.transition(0.2, 1.1), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+    for found, expected in zip(process.marginal(1.1), direct.marginal(1.1), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
 # -- levels -------------------------------------------------------------------------------------------------
 
 
