@@ -258,6 +258,26 @@ class PinnedLaw(Law):
         batch = value.shape[0] if value.ndim == len(grid) + 2 else (lead[0] if lead else 1)
         return self.mix(column, value.expand(batch, channels, *grid))
 
+    def _check_channels(self, channels: int) -> None:
+        given = self.value.ndim - len(self.covariance.domain.shape)
+        if channels > 1 and self.covariance.channels is None and given < 1 and bool(self.value.any()):
+            raise ValueError(
+                f"the start of this bridge is a value without channels, for states of {channels}: give it as "
+                f"a field (C, *grid) with C = {channels}"
+            )
+
+    def mean(self, data: Tensor, t: Times) -> Tensor:
+        self._check_channels(data.shape[1])
+        return super().mean(data, t)
+
+    def reduce(self, u: Tensor, t: Times) -> Tensor:
+        self._check_channels(u.shape[1] // self.variables)
+        return super().reduce(u, t)
+
+    def white_shape(self, shape: int | Sequence[int], channels: int) -> tuple[int, ...]:
+        self._check_channels(channels)
+        return super().white_shape(shape, channels)
+
     # -- dynamics -------------------------------------------------------------------------------------------
 
     def noise_root(self, t: Times) -> Tensor:

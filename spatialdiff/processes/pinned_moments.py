@@ -89,7 +89,10 @@ def projection(sigma: Tensor, last_phi: Tensor, last_sigma: Tensor, pins: int) -
     rest = identity - pull @ h
     left = solve_covariance(total, r).mT @ pinned
     exact = torch.cat([left, rest[..., pins:, :]], dim=-2)
-    return carry, r, pull, torch.where(near, exact, rest)
+    # at the end itself the pinned variables are given, to the last digit
+    arrived = (r.diagonal(dim1=-2, dim2=-1) <= 0).all(-1)[..., None, None]
+    given = torch.cat([identity[:pins, :pins].expand_as(pull[..., :pins, :]), pull[..., pins:, :]], dim=-2)
+    return carry, r, torch.where(arrived, given, pull), torch.where(near, exact, rest)
 
 
 def pinned_step(
