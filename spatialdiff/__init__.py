@@ -71,6 +71,8 @@ if TYPE_CHECKING:
         BrownianMotion,
         Cosine,
         FixedPoint,
+        FrequencyVP,
+        HeatDissipation,
         IndependentField,
         LearnedDiffusion,
         LinearBridge,
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
         OrnsteinUhlenbeckBridge,
         Paired,
         Rectified,
+        SpectralDiffusion,
+        StochasticHeat,
         SubVP,
     )
     from spatialdiff.sampling import sample
@@ -100,7 +104,7 @@ _HOME = {
     "processes": (
         "ALDA CLD EDM MALDA VE VP BrownianBridge BrownianMotion Cosine FixedPoint IndependentField "
         "LearnedDiffusion LinearBridge LinearDiffusion OrnsteinUhlenbeck OrnsteinUhlenbeckBridge Paired "
-        "Rectified SubVP"
+        "FrequencyVP HeatDissipation Rectified SpectralDiffusion StochasticHeat SubVP"
     ),
     "sampling": "sample",
     "training": "Trainer",
@@ -140,9 +144,11 @@ __all__ = [
     "EvidenceBound",
     "FitResult",
     "FixedPoint",
+    "FrequencyVP",
     "Graph",
     "GraphMaternCovariance",
     "Grid",
+    "HeatDissipation",
     "IndependentField",
     "Kriging",
     "KroneckerCovariance",
@@ -164,8 +170,10 @@ __all__ = [
     "ReflectionCovariance",
     "SPDECovariance",
     "ScaledCovariance",
+    "SpectralDiffusion",
     "Sphere",
     "SphereCovariance",
+    "StochasticHeat",
     "SubVP",
     "SumCovariance",
     "TorusCovariance",

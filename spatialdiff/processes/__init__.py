@@ -42,6 +42,13 @@ from spatialdiff.processes.signal import (
     SignalProcess,
     SubVP,
 )
+from spatialdiff.processes.spectral import (
+    FrequencyVP,
+    HeatDissipation,
+    SpectralDiffusion,
+    StochasticHeat,
+    laplacian_eigenvalues,
+)
 
 __all__ = [
     "ALDA",
@@ -61,7 +68,9 @@ __all__ = [
     "CosinePath",
     "Coupling",
     "FixedPoint",
+    "FrequencyVP",
     "GeometricBeta",
+    "HeatDissipation",
     "IndependentField",
     "Law",
     "LearnedBeta",
@@ -85,9 +94,12 @@ __all__ = [
     "ScalarLaw",
     "SignalPath",
     "SignalProcess",
+    "SpectralDiffusion",
+    "StochasticHeat",
     "SubVP",
     "as_coupling",
     "expand",
+    "laplacian_eigenvalues",
     "started_law",
     "time_reversal",
 ]
