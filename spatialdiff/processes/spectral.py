@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ from spatialdiff.processes.linear import LinearDiffusion, Matrix
 from spatialdiff.processes.matrices import check_matrices, default_schedule
 from spatialdiff.processes.modes import check_basis, fast_basis
 from spatialdiff.processes.paths import CosinePath, SignalPath
-from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta, LinearBeta
+from spatialdiff.processes.schedules import BetaSchedule, LinearBeta
 from spatialdiff.processes.signal import SignalProcess
-from spatialdiff.processes.spectral_paths import FrequencyPath, HeatPath, SineBlur
+from spatialdiff.processes.spectral_paths import DecayPath, FrequencyPath, HeatPath, SineBlur
 
 #: a function of λ ``(*modes)``, or what it returns
 Spectral = Callable[[Tensor], Tensor] | Matrix | float
@@ -164,7 +165,7 @@ def spectral_schedule(A: Tensor, G: Tensor) -> BetaSchedule:
     return default_schedule(drift[chosen], diffusion[chosen])
 
 
-class StochasticHeat(SpectralDiffusion):
+class StochasticHeat(SignalProcess):
     """The stochastic heat equation ``du = β (κΔ - θ) u dt + √β Γ^{1/2} dW``: data blur while noise enters.
 
     Mode k: ``A = -(κλ_k + θ)``, ``G = 1``; stationary variance ``γ_k/(2(κλ_k + θ))``. With κ = 0 Brownian
@@ -193,17 +194,18 @@ class StochasticHeat(SpectralDiffusion):
         for name, value in (("diffusivity", diffusivity), ("damping", damping)):
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name} was {value!r}; it must be finite and not negative")
-        if beta is None and damping == 0.0:
-            beta = ConstantBeta(1.0)
-        super().__init__(
-            gamma,
-            lambda eigenvalues: -(diffusivity * eigenvalues + damping),
-            1.0,
-            beta=beta,
-            basis=basis,
-            discrete=discrete,
-        )
+        found = spectral_basis(gamma, type(self).__name__, basis)
+        decay = diffusivity * laplacian_eigenvalues(found, discrete=discrete) + damping
+        one = torch.ones(1, 1, dtype=torch.float64)
+        schedule = spectral_schedule(-decay[..., None, None], one) if beta is None else beta
+        super().__init__(gamma, DecayPath(schedule, decay, found))
         self.diffusivity, self.damping = float(diffusivity), float(damping)
+
+    @property
+    def stationary(self) -> Tensor | None:
+        """``1/(2θ_k)`` ``(*modes, 1, 1)``; None where the mean of the field is not damped."""
+        decay = cast(DecayPath, self.schedule).table
+        return None if float(decay.min()) == 0.0 else 0.5 / decay[..., None, None]
 
 
 class HeatDissipation(SignalProcess):

@@ -1,5 +1,8 @@
 r"""Signal paths that differ from mode to mode of a basis: ``u_k(t) | x ~ N(α_k(t) x_k, σ_k²(t) γ_k)``.
 
+*The stochastic heat equation*: :math:`\alpha_k = e^{-\theta_k B}`,
+:math:`\sigma_k^2 = (1 - e^{-2\theta_k B})/(2\theta_k)`, :math:`\theta_k = \kappa\lambda_k + \theta`.
+
 *Heat dissipation*, also blurring diffusion (Rissanen et al. 2022, arXiv 2206.13397; Hoogeboom & Salimans
 2023, arXiv 2209.05557, equations 11 to 16): a scalar path (a, σ) whose signal the heat equation blurs,
 
@@ -14,82 +17,18 @@ and with r = d_k(t)/d_k(s), :math:`\Sigma_k(s,t) = \Sigma(s,t) + \Phi(s,t)^2 \si
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from spatialdiff.covariance.basis import Basis
-from spatialdiff.processes.marginals import weighted_mean
+from spatialdiff.processes.modal_path import ModalPath
 from spatialdiff.processes.paths import SignalPath, relative_expm1
 from spatialdiff.processes.schedules import BetaSchedule, positive
 
-#: shortest time that a level of log-SNR is looked for at, relative to the horizon
-SHORTEST = 1e-12
-STEPS = 80
-NODES = 96
-
-
-class ModalPath(SignalPath):
-    """A path with coefficients ``(*t, *modes)``; ``table`` holds numbers of the modes, ``(…, *modes)``."""
-
-    basis: Basis
-    table: Tensor
-
-    def __init__(self, horizon: float, basis: Basis, table: Tensor) -> None:
-        super().__init__(horizon)
-        self.basis = basis
-        self.register_buffer("table", table.double(), persistent=False)
-
-    def spread(self, t: Tensor) -> Tensor:
-        """``(*t)`` with axes for the modes behind."""
-        return t.reshape((*t.shape, *[1] * len(self.basis.modes))).to(self.table.device)
-
-    @abstractmethod
-    def log_snr_modes(self, t: Tensor) -> Tensor:
-        """log(α_k²/σ_k²) of every mode, ``(*t, *modes)``."""
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """The mean of log(α_k²/σ_k²) over the modes, ``(*t)``."""
-        return weighted_mean(self.log_snr_modes(t), self.basis)
-
-    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """Safeguarded Newton steps in log t; the last one carries the gradient of the level."""
-        level = log_snr.to(self.table.device)
-        with torch.no_grad():
-            low = torch.full_like(level, math.log(SHORTEST * self.horizon))
-            high = torch.full_like(level, math.log(self.horizon))
-            beyond = self.log_snr(torch.full_like(level, self.horizon)) >= level
-            place = 0.5 * (low + high)
-            for _ in range(STEPS):
-                t = place.exp()
-                excess = self.log_snr(t) - level
-                low, high = torch.where(excess > 0, place, low), torch.where(excess < 0, place, high)
-                newton = place - excess / (t * self._slope(t))
-                inside = (newton > low) & (newton < high)
-                following = torch.where(inside, newton, 0.5 * (low + high))
-                moved = (following - place).abs()
-                place = torch.where(excess == 0, place, following)
-                if bool((moved <= 1e-15 * (1.0 + place.abs())).all()):
-                    break
-            t = place.exp().clamp(max=self.horizon)
-            slope = self._slope(t)
-        refined = t + (level - self.log_snr(t)) / slope
-        refined = torch.where(torch.isfinite(refined), refined, t)
-        return torch.where(beyond, torch.full_like(refined, self.horizon), refined)
-
-    def _slope(self, t: Tensor) -> Tensor:
-        """The derivative in t of ``log_snr``."""
-        rate = 2.0 * (self.alpha_rate(t) / self.alpha(t) - self.sigma_rate(t) / self.variance(t).sqrt())
-        return weighted_mean(rate, self.basis)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ModalPath:
-        # the numbers of the modes stay in float64 where the module is cast, and follow its device
-        kept = self.table
-        super()._apply(fn, recurse)
-        self.table = kept.to(self.table.device)
-        return self
+#: nodes of the quadrature of g²
+QUADRATURE = 96
 
 
 class SineBlur(BetaSchedule):
@@ -170,10 +109,6 @@ class HeatPath(ModalPath):
     def variance(self, t: Tensor) -> Tensor:
         return self._each(self.path.variance(self.spread(t)))
 
-    def _each(self, value: Tensor) -> Tensor:
-        """The same in every mode."""
-        return value.expand(*value.shape[: value.ndim - len(self.basis.modes)], *self.basis.modes)
-
     def alpha_rate(self, t: Tensor) -> Tensor:
         wide = self.spread(t)
         gone = self._gone(t)
@@ -183,12 +118,15 @@ class HeatPath(ModalPath):
     def sigma_rate(self, t: Tensor) -> Tensor:
         return self._each(self.path.sigma_rate(self.spread(t)))
 
-    def log_snr_modes(self, t: Tensor) -> Tensor:
+    def levels(self, t: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        path = self.path
+        plain = 2.0 * (path.alpha_rate(t) / path.alpha(t) - path.sigma_rate(t) / path.variance(t).sqrt())
+        heat, rate = table * self.blur.integral(t), table * self.blur.rate(t)
         if self.floor == 0.0:
-            kept = -self.table * self.blur.integral(self.spread(t))
-        else:
-            kept = torch.log(self._gone(t) + self.floor)
-        return self.path.log_snr(self.spread(t)) + 2.0 * kept
+            return path.log_snr(t) - 2.0 * heat, plain - 2.0 * rate
+        gone = (1.0 - self.floor) * torch.exp(-heat)
+        kept = gone + self.floor
+        return path.log_snr(t) + 2.0 * torch.log(kept), plain - 2.0 * rate * gone / kept
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         early, late = self.spread(s), self.spread(t)
@@ -212,7 +150,7 @@ class HeatPath(ModalPath):
         """∫₀ᵗ g²: that of the path in closed form, and what blurring adds by Gauss–Legendre quadrature."""
         from scipy.special import roots_legendre
 
-        nodes, weights = (torch.from_numpy(v).to(t) for v in roots_legendre(NODES))
+        nodes, weights = (torch.from_numpy(v).to(t) for v in roots_legendre(QUADRATURE))
         added = torch.zeros((), dtype=torch.float64, device=self.table.device)
         for node, weight in zip(nodes, weights, strict=True):
             at = 0.5 * (1.0 + node) * t
@@ -248,8 +186,9 @@ class FrequencyPath(ModalPath):
         super().__init__(schedules[0].horizon, basis, weights)
         self.schedules = nn.ModuleList(schedules)
 
-    def _sum(self, of: Callable[[BetaSchedule], Tensor]) -> Tensor:
-        parts = [w * of(s) for w, s in zip(self.table, self.schedules, strict=True)]  # type: ignore[arg-type]
+    def _sum(self, of: Callable[[BetaSchedule], Tensor], table: Tensor | None = None) -> Tensor:
+        weights = self.table if table is None else table
+        parts = [w * of(s) for w, s in zip(weights, self.schedules, strict=True)]  # type: ignore[arg-type]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def integral(self, t: Tensor) -> Tensor:
@@ -276,9 +215,11 @@ class FrequencyPath(ModalPath):
         alpha, variance = self._moments(self.integral(t))
         return 0.5 * self.rate(t) * alpha.square() / variance.sqrt()
 
-    def log_snr_modes(self, t: Tensor) -> Tensor:
-        b = self.integral(t)
-        return -b - torch.log(self._moments(b)[1])
+    def levels(self, t: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        b = self._sum(lambda schedule: schedule.integral(t), table)
+        rate = self._sum(lambda schedule: schedule.rate(t), table)
+        kept = -torch.expm1(-b)
+        return -b - torch.log(kept), -rate / kept
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         early, late = self.spread(s), self.spread(t)
@@ -289,3 +230,52 @@ class FrequencyPath(ModalPath):
 
     def __repr__(self) -> str:
         return f"FrequencyPath({list(self.schedules)!r})"
+
+
+class DecayPath(ModalPath):
+    """``du_k = -θ_k β u_k dt + √(β γ_k) dW_k``: ``α = e^{-θb}``, ``σ² = (1 - e^{-2θb})/(2θ)``, b = B(t).
+
+    Args:
+        beta: β. decay: θ_k ≥ 0, shape ``basis.modes``. basis: of the modes.
+    """
+
+    def __init__(self, beta: BetaSchedule, decay: Tensor, basis: Basis) -> None:
+        super().__init__(beta.horizon, basis, decay)
+        self.beta = beta
+
+    def _moments(self, b: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.exp(-self.table * b), b * relative_expm1(-2.0 * self.table * b)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.table * self.beta.integral(self.spread(t)))
+
+    def variance(self, t: Tensor) -> Tensor:
+        return self._moments(self.beta.integral(self.spread(t)))[1]
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        return self.drift_rate(t) * self.alpha(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        alpha, variance = self._moments(self.beta.integral(self.spread(t)))
+        return 0.5 * self.beta.rate(self.spread(t)) * alpha.square() / variance.sqrt()
+
+    def levels(self, t: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        b = self.beta.integral(t)
+        variance = b * relative_expm1(-2.0 * table * b)
+        # 2θσ² + α² = 1
+        return -2.0 * table * b - torch.log(variance), -self.beta.rate(t) / variance
+
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._moments(self.beta.between(self.spread(s), self.spread(t)))
+
+    def drift_rate(self, t: Tensor) -> Tensor:
+        return -self.table * self.beta.rate(self.spread(t))
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self._each(self.beta.rate(self.spread(t)))
+
+    def integral(self, t: Tensor) -> Tensor:
+        return self._each(self.beta.integral(self.spread(t)))
+
+    def __repr__(self) -> str:
+        return f"DecayPath({self.beta!r})"

@@ -83,7 +83,6 @@ def stochastic_heat(gamma):
 
 
 MAKERS = [heat, pure_heat, inverse_heat, frequency, stochastic_heat]
-SCALAR = [heat, pure_heat, inverse_heat, frequency]
 
 
 def coefficients(maker, level: float, t: float) -> tuple[float, float]:
@@ -344,6 +343,19 @@ def test_stationary_law_of_the_stochastic_heat_equation():
     assert StochasticHeat(gamma, 0.4).stationary is None
 
 
+def test_stochastic_heat_is_the_spectral_diffusion_of_its_functions():
+    """Closed forms against the matrix moments of any linear process."""
+    gamma, beta = cosine(), LinearBeta(0.3, 4.0)
+    closed = StochasticHeat(gamma, 0.3, 0.2, beta=beta)
+    general = SpectralDiffusion(gamma, lambda v: -0.3 * v - 0.2, torch.ones_like, beta=beta)
+    for found, expected in zip(closed.transition(0.2, 0.7), general.transition(0.2, 0.7), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+    t = torch.tensor([0.2, 0.9], dtype=F64)
+    torch.testing.assert_close(closed.log_snr(t), general.log_snr(t), rtol=1e-11, atol=1e-12)
+    for found, expected in zip(closed.posterior(t, 0.1), general.posterior(t, 0.1), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
 def test_frequency_vp_keeps_the_law_of_gamma():
     process = frequency(torus())
     phi, sigma = process.transition(0.1, 0.4)
@@ -378,6 +390,17 @@ def test_one_covariance_for_each_variable():
 # -- levels -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make_gamma", GAMMAS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda f: f.__name__)
+def test_level_is_the_mean_over_the_modes(maker, make_gamma):
+    """Modes that are alike are counted once in the library, here they are all there."""
+    process = maker(make_gamma())
+    t = torch.tensor([1e-3, 0.2, 0.7], dtype=F64) * process.horizon
+    weights = process.basis.weights
+    logs = (process.information(t).log() * weights).flatten(1).sum(1) / weights.sum()
+    torch.testing.assert_close(process.log_snr(t), logs, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda f: f.__name__)
 def test_level_and_time_are_inverse(maker):
     process = maker(torus())
@@ -387,7 +410,7 @@ def test_level_and_time_are_inverse(maker):
     assert process.time_of_log_snr(low).item() == process.horizon
 
 
-@pytest.mark.parametrize("maker", SCALAR, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda f: f.__name__)
 def test_time_of_a_level_is_differentiable(maker):
     process = maker(torus())
     level = process.log_snr(torch.tensor([0.2, 0.6], dtype=F64) * process.horizon).detach().requires_grad_()
@@ -398,7 +421,7 @@ def test_time_of_a_level_is_differentiable(maker):
     torch.testing.assert_close(slope, 1.0 / inverse, rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("maker", SCALAR, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda f: f.__name__)
 def test_rates_are_derivatives_and_the_integral_a_quadrature(maker):
     process = maker(torus())
     path = process.schedule
@@ -408,10 +431,10 @@ def test_rates_are_derivatives_and_the_integral_a_quadrature(maker):
             (derivative,) = torch.autograd.grad(value(t)[:, index[0], index[1]].sum(), t, allow_unused=True)
             expected = torch.zeros_like(t) if derivative is None else derivative
             found = rate(t)[:, index[0], index[1]].detach()
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-300)
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
     end = 0.8 * process.horizon
     found = path.integral(torch.tensor(end, dtype=F64))
-    levels = path.table if isinstance(path, HeatPath) else laplacian_eigenvalues(process.basis)
+    levels = laplacian_eigenvalues(process.basis)
     for index in ((0, 0), (1, 1), (3, 2)):
         level = levels[index].item()
         exact, _ = quad(lambda r, v=level: coefficients(maker, v, r)[1], 0.0, end, epsrel=1e-11, limit=400)
