@@ -13,6 +13,7 @@ A and G may differ from mode to mode of a basis in which Γ is diagonal.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,13 +25,20 @@ from spatialdiff.covariance.basis import Basis
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.levels import LevelTable, same_values
 from spatialdiff.processes.marginals import Marginal, marginal_law, weighted_mean
-from spatialdiff.processes.matrices import check_matrices, default_schedule, lyapunov, stationary_matrices
+from spatialdiff.processes.matrices import (
+    check_matrices,
+    default_schedule,
+    in_units_of_first,
+    initial_covariance,
+    lyapunov,
+    stationary_matrices,
+)
 from spatialdiff.processes.modes import check_basis, fast_basis, relative_roots
 from spatialdiff.processes.moments import linear_moments, psd_root
 from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.schedules import BetaSchedule
 
-_MATRICES = ("_drift", "_diffusion", "_stationary", "_initial")
+_MATRICES = ("_drift", "_diffusion", "_stationary", "_initial", "_own_diffusion", "_own_initial")
 Matrix = Tensor | Sequence[Sequence[float]] | Sequence[Any]
 
 
@@ -52,6 +60,13 @@ class LinearDiffusion(NoiseProcess):
             does not reach every variable, modes without a fast basis.
     """
 
+    _drift: Tensor
+    _diffusion: Tensor
+    _stationary: Tensor | None
+    _initial: Tensor
+    _own_diffusion: Tensor
+    _own_initial: Tensor | None
+
     def __init__(
         self,
         gamma: Covariance | Sequence[Covariance],
@@ -69,9 +84,9 @@ class LinearDiffusion(NoiseProcess):
         self.variables = drift.shape[-1]
         self.schedule = schedule
         if others:
-            relative, basis = relative_roots((first, *others), self.variables, type(self).__name__)
-            diffusion = relative[..., :, None] * diffusion * relative[..., None, :]
             self.covariances = torch.nn.ModuleList(others)
+            relative, basis = relative_roots((first, *others), self.variables, type(self).__name__)
+            own, diffusion = diffusion, in_units_of_first(diffusion, relative.detach())
         if max(drift.ndim, diffusion.ndim) > 2:
             basis = fast_basis(first, type(self).__name__) if basis is None else basis
             self.basis = check_basis(first, basis, type(self).__name__)
@@ -80,8 +95,12 @@ class LinearDiffusion(NoiseProcess):
         self.register_buffer("_drift", drift.contiguous())
         self.register_buffer("_diffusion", diffusion.contiguous())
         self.register_buffer("_stationary", lyapunov(drift, diffusion))
-        self.register_buffer("_initial", self._initial_covariance(initial))
-        self._last: tuple[list[Tensor], Marginal] | None = None
+        self.register_buffer("_initial", initial_covariance(initial, self.variables, self._stationary))
+        if others:
+            self.register_buffer("_own_diffusion", own)
+            self.register_buffer("_own_initial", None if initial is None else self._initial)
+        self._each: tuple[list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+        self._last: tuple[list[Tensor], Marginal, weakref.ref[Tensor] | None] | None = None
         self._table: LevelTable | None = None
         # fails here, not in the first step, where the noise does not reach a variable
         self._marginal(self.horizon)
@@ -108,30 +127,25 @@ class LinearDiffusion(NoiseProcess):
         drift, diffusion = stationary_matrices(Q, D, S)
         return LinearDiffusion(gamma, drift, diffusion, beta=beta, initial=initial)
 
-    def _initial_covariance(self, initial: Matrix | None) -> Tensor:
-        """``diag(0, V_0)``, ``([modes], K, K)``."""
-        count = self.variables - 1
-        if initial is not None:
-            given = torch.as_tensor(initial, dtype=torch.float64)
-            given = given.diag_embed() if given.shape == (count,) else given
-            if tuple(given.shape[-2:]) != (count, count):
-                raise ValueError(
-                    f"initial has shape {tuple(given.shape)}; V_0 is ({count}, {count}), or {count} "
-                    f"variances, for the {count} auxiliary variables"
-                )
-            if float(torch.linalg.eigvalsh(given).min()) < -1e-12 or not torch.equal(given, given.mT):
-                raise ValueError(f"initial is not a covariance of {count} variables: {given.tolist()}")
-        elif self._stationary is None:
-            given = torch.zeros(count, count, dtype=torch.float64)
-        else:
-            given = self._stationary[..., 1:, 1:]
-        return torch.nn.functional.pad(given, (1, 0, 1, 0))
-
     # -- coefficients ---------------------------------------------------------------------------------------
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A, G and diag(0, V_0), ``([modes], K, K)`` each, float64."""
-        return self._drift, self._diffusion, self._initial
+        """A, G and diag(0, V_0), ``([modes], K, K)`` each, float64, in units of the (first) Γ."""
+        if "covariances" not in self._modules or "_own_initial" not in self._buffers:
+            return self._drift, self._diffusion, self._initial
+        # the others relative to the first, as their parameters stand
+        each = (self.covariance, *self.covariances)
+        relative = relative_roots(each, self.variables, type(self).__name__)[0]
+        if self._each is not None and not relative.requires_grad and same_values(self._each[0], [relative]):
+            return self._each[1]
+        diffusion = in_units_of_first(self._own_diffusion, relative)
+        if self._own_initial is None:
+            initial = initial_covariance(None, self.variables, lyapunov(self._drift, diffusion))
+        else:
+            initial = in_units_of_first(self._own_initial, relative)
+        found = (self._drift, diffusion, initial)
+        self._each = None if relative.requires_grad else ([relative.clone()], found)
+        return found
 
     @property
     def A(self) -> Tensor:
@@ -146,8 +160,9 @@ class LinearDiffusion(NoiseProcess):
     @property
     def stationary(self) -> Tensor | None:
         """S of the stationary law N(0, S ⊗ Γ), ``([modes], K, K)``; None where A does not contract."""
-        found: Tensor | None = self._stationary
-        return found
+        if self._stationary is not None and "covariances" in self._modules:
+            return lyapunov(*self.matrices()[:2])
+        return self._stationary
 
     @property
     def initial_root(self) -> Tensor:
@@ -161,14 +176,26 @@ class LinearDiffusion(NoiseProcess):
     def _marginal(self, t: Times) -> Marginal:
         # the coefficients of one time are asked for several times over in one call of a denoiser
         state = [*self.matrices(), self.schedule.integral(self.times(t))]
+        learned = any(value.requires_grad for value in state)
         if self._last is not None and same_values(self._last[0], state):
             usable = torch.is_inference_mode_enabled() or not self._last[1].phi.is_inference()
-            if usable:
+            # with a graph only for the same tensor of times: one of equal values is another variable
+            made_for = self._last[2]
+            same_graph = not learned if made_for is None else learned and made_for() is t
+            if usable and same_graph:
                 return self._last[1]
         found = marginal_law(*state)
-        needs_gradient = any(value.requires_grad for value in state)
-        self._last = None if needs_gradient else ([value.clone() for value in state], found)
+        if not learned:
+            self._last = ([value.clone() for value in state], found, None)
+        elif isinstance(t, Tensor):
+            self._last = ([value.detach().clone() for value in state], found, weakref.ref(t))
+            for value in vars(found).values():  # a backward pass frees the graph
+                if isinstance(value, Tensor) and value.requires_grad:
+                    value.register_hook(self._forget)
         return found
+
+    def _forget(self, gradient: Tensor) -> None:
+        self._last = None
 
     def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
         found = self._marginal(t)
@@ -259,7 +286,7 @@ class LinearDiffusion(NoiseProcess):
 
     def _apply(self, fn: Any, recurse: bool = True) -> LinearDiffusion:
         # the matrices stay in float64 where the module is cast, and follow its device
-        kept = {name: self._buffers[name] for name in _MATRICES}
+        kept = {name: self._buffers[name] for name in _MATRICES if name in self._buffers}
         super()._apply(fn, recurse)
         for name, value in kept.items():
             moved = self._buffers[name]
@@ -267,7 +294,7 @@ class LinearDiffusion(NoiseProcess):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None, "_table": None}
+        return {**self.__dict__, "_last": None, "_table": None, "_each": None}
 
     def extra_repr(self) -> str:
         return f"variables={self.variables}"

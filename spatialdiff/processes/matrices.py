@@ -99,7 +99,7 @@ def lyapunov(A: Tensor, G: Tensor) -> Tensor | None:
     # vec by rows: (A ⊗ I + I ⊗ A) vec(S) = -vec(G)
     operator = torch.einsum("...ij,kl->...ikjl", A, eye) + torch.einsum("ij,...kl->...ikjl", eye, A)
     flat = operator.reshape(*operator.shape[:-4], size * size, size * size)
-    found = torch.linalg.solve(flat, -G.reshape(*G.shape[:-2], size * size, 1)).reshape(G.shape)
+    found: Tensor = torch.linalg.solve(flat, -G.reshape(*G.shape[:-2], size * size, 1)).reshape(G.shape)
     return 0.5 * (found + found.mT)
 
 
@@ -118,3 +118,31 @@ def default_schedule(A: Tensor, G: Tensor) -> BetaSchedule:
     left = left.reshape(len(b), -1).amax(-1)
     total = float(b[int((left > LEFT).nonzero().max()) + 1])
     return LinearBeta(0.1 / 10.05 * total, 20.0 / 10.05 * total)
+
+
+def in_units_of_first(matrix: Tensor, relative: Tensor) -> Tensor:
+    """``diag(r) M diag(r)``: M of variables with covariances ``r_j² Γ``, in units of Γ."""
+    return relative[..., :, None] * matrix * relative[..., None, :]
+
+
+def initial_covariance(initial: Any, variables: int, stationary: Tensor | None) -> Tensor:
+    """``diag(0, V_0)``, ``([modes], K, K)``, from a matrix, K - 1 variances, or S; else ``ValueError``."""
+    count = variables - 1
+    if initial is None:
+        zero = torch.zeros(variables, variables, dtype=torch.float64)
+        return zero if stationary is None else auxiliary_block(stationary)
+    given = torch.as_tensor(initial, dtype=torch.float64)
+    given = given.diag_embed() if given.shape == (count,) else given
+    if tuple(given.shape[-2:]) != (count, count):
+        raise ValueError(
+            f"initial has shape {tuple(given.shape)}; V_0 is ({count}, {count}), or {count} "
+            f"variances, for the {count} auxiliary variables"
+        )
+    if float(torch.linalg.eigvalsh(given).min()) < -1e-12 or not torch.equal(given, given.mT):
+        raise ValueError(f"initial is not a covariance of {count} variables: {given.tolist()}")
+    return torch.nn.functional.pad(given, (1, 0, 1, 0))
+
+
+def auxiliary_block(law: Tensor) -> Tensor:
+    """``diag(0, S_vv)`` of a stationary law S ``([modes], K, K)``."""
+    return torch.nn.functional.pad(law[..., 1:, 1:], (1, 0, 1, 0))

@@ -61,6 +61,6 @@ def relative_roots(covariances: Sequence[Covariance], variables: int, what: str)
         (c._variance() if c.is_white else c.spatial_eigenvalues()).double().expand(basis.modes)
         for c in covariances
     ]
-    if float(powers[0].min()) <= 0.0:
+    if float(powers[0].detach().min()) <= 0.0:
         raise ValueError("the covariance of the data variable is singular; the others cannot be told by it")
     return torch.stack([(power / powers[0]).sqrt() for power in powers], dim=-1), basis
