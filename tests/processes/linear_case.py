@@ -79,12 +79,13 @@ class LinearProcessCase:
     def small(self) -> Covariance:
         """A Γ on 6 sites."""
         if not self.modal:
-            return dense_gamma()
-        return CosineCovariance(Matern(nu=1.5, lengthscale=1.7, variance=1.3), Grid((2, 3))).double()
+            return dense_gamma().requires_grad_(False)
+        kernel = Matern(nu=1.5, lengthscale=1.7, variance=1.3).requires_grad_(False)
+        return CosineCovariance(kernel, Grid((2, 3))).double()
 
     def coloured(self) -> Covariance:
         """A Γ on 6×4 sites with a symmetric root, with 2 correlated channels where it may have them."""
-        return torus_gamma(CHANNELS if self.channel_matrix else None)
+        return torus_gamma(CHANNELS if self.channel_matrix else None).requires_grad_(False)
 
     def data(self) -> Covariance:
         """A covariance of data on the 6 sites, with no basis in common with Γ."""
@@ -534,7 +535,7 @@ class LinearProcessCase:
 
     def test_gradients_reach_every_parameter(self):
         """Through draws and through log-densities, against finite differences along a direction."""
-        process = self.make(self.small())
+        process = self.make(self.small().requires_grad_(True))
         x, t = normal(2, 1, 2, 3, seed=1), self.times(process)[:2]
         z, v = self.small_whites(process), normal(2, self.variables, 2, 3, seed=3)
         weight = normal(2, self.variables, 2, 3, seed=4)
@@ -627,7 +628,7 @@ class LinearProcessCase:
             )
 
     def test_bad_inputs_are_named(self):
-        process = self.make(torus_gamma())
+        process = self.make(torus_gamma().requires_grad_(False))
         x, t = normal(3, 1, 6, 4), self.times(process)
         with pytest.raises(ValueError, match="times of this process lie in"):
             process.marginal(1.1 * process.horizon)

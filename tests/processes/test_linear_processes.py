@@ -147,7 +147,10 @@ class TestGeneralScalar(LinearProcessCase):
 
 
 class TestOneCovariancePerVariable(LinearProcessCase):
-    """CLD whose velocity has another spatial covariance: the noise differs from mode to mode."""
+    """Variables of different spatial covariance, with noise in common: it differs from mode to mode."""
+
+    A = np.array([[-0.3, 3.0], [-1.0, -2.0]])
+    G = np.array([[0.4, 0.3], [0.3, 1.0]])
 
     variables = 2
     modal = True
@@ -155,12 +158,18 @@ class TestOneCovariancePerVariable(LinearProcessCase):
     is_stationary = True
 
     def others(self, gamma):
-        kernel = Matern(nu=0.5, lengthscale=0.9, variance=0.6)
+        kernel = Matern(nu=0.5, lengthscale=1.1, variance=0.6)
         structure = CosineCovariance if isinstance(gamma, CosineCovariance) else TorusCovariance
-        return structure(kernel, gamma.domain).double().requires_grad_(False)
+        trained = next(gamma.parameters()).requires_grad
+        return structure(kernel, gamma.domain).double().requires_grad_(trained)
 
     def make(self, gamma):
-        return CLD((gamma.requires_grad_(False), self.others(gamma)), beta=LinearBeta(0.5, 6.0, horizon=1.5))
+        return LinearDiffusion(
+            (gamma, self.others(gamma)),
+            self.A.tolist(),
+            self.G.tolist(),
+            beta=LinearBeta(0.5, 6.0, horizon=1.5),
+        )
 
     def whitened(self, process, gamma):
         """In units of Γ₁ the velocity keeps the ratio Γ₂/Γ₁."""
@@ -169,7 +178,37 @@ class TestOneCovariancePerVariable(LinearProcessCase):
     def matrices(self, process, t):
         rate = 0.5 + 5.5 * t / 1.5
         first, second = process.covariance, process.covariances[0]
-        ratio = (second.spatial_eigenvalues() / first.spatial_eigenvalues()).detach().numpy()
-        diffusion = np.zeros((*ratio.shape, 2, 2))
-        diffusion[..., 1, 1] = 2.0 * ratio
-        return np.broadcast_to(rate * np.array([[0.0, 4], [-1, -4]]), diffusion.shape), rate * diffusion
+        ratio = (second.spatial_eigenvalues() / first.spatial_eigenvalues()).detach().sqrt()
+        relative = torch.stack([torch.ones_like(ratio), ratio], -1).numpy()
+        diffusion = relative[..., :, None] * self.G * relative[..., None, :]
+        return np.broadcast_to(rate * self.A, diffusion.shape), rate * diffusion
+
+    def test_each_variable_has_its_own_covariance(self):
+        """In the stationary law of two variables that nothing couples, and of the start."""
+        gamma = self.small()
+        other = self.others(gamma)
+        process = LinearDiffusion(
+            (gamma, other),
+            [[-0.5, 0.0], [0.0, -1.0]],
+            [[1.0, 0.0], [0.0, 1.6]],
+            beta=ConstantBeta(1.0, 40.0),
+            initial=[0.7],
+        )
+        law = self.covariance(process, process.marginal(40.0)[1])
+        torch.testing.assert_close(law[:6, :6], gamma.to_dense(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(law[6:, 6:], 0.8 * other.to_dense(), rtol=1e-10, atol=1e-12)
+        assert not law[:6, 6:].any()
+        start = self.covariance(process, process.marginal(0.0)[1])
+        torch.testing.assert_close(start[6:, 6:], 0.7 * other.to_dense(), rtol=1e-10, atol=1e-12)
+
+    def test_velocity_of_its_own_covariance(self):
+        """With noise in the velocity only, CLD's state does not know of the first covariance at all."""
+        gamma = self.small()
+        process, alike = CLD((gamma, self.others(gamma))), CLD(self.others(gamma))
+        for t in (0.3, 1.0):
+            torch.testing.assert_close(
+                self.covariance(process, process.marginal(t)[1]),
+                torch.kron(alike.marginal(t)[1], alike.covariance.to_dense()),
+                rtol=1e-9,
+                atol=1e-11,
+            )
