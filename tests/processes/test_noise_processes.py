@@ -23,6 +23,8 @@ from spatialdiff.processes import (
 
 
 class TestVP(ProcessCase):
+    is_stationary = True
+
     def make(self, gamma):
         return VP(gamma)
 
@@ -162,6 +164,8 @@ class TestBrownianMotionWithASchedule(ProcessCase):
 
 
 class TestOrnsteinUhlenbeck(ProcessCase):
+    is_stationary = True
+
     def make(self, gamma):
         return OrnsteinUhlenbeck(gamma, rate=0.8, horizon=3.0)
 
