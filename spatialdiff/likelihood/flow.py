@@ -3,8 +3,8 @@ r"""Log-densities by the probability flow: the exact change of variables.
     du/dt = v(u, t),        log p(u_{t0}) = log π(u_{t1}) + ∫_{t0}^{t1} ∇·v(u_t, t) dt
 
 (Chen et al. 2018, arXiv 1806.07366; Song et al. 2021, arXiv 2011.13456, eq. 39). Integrated in
-`log |t - end|`, in which the flow is smooth from the data to the noise, by the 8th-order method of Dormand and Prince to a
-stated tolerance. `log π` has `log det Γ` and `uᵀΓ⁻¹u` in it.
+`log |t - end|`, in which the flow is smooth from the data to the noise, by the 8th-order method of Dormand
+and Prince to a stated tolerance. `log π` has `log det Γ` and `uᵀΓ⁻¹u` in it.
 
 At the data end there are two ways to begin, at a time t0 > 0:
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.likelihood.densities import noise_log_density, prior_log_density
 from spatialdiff.likelihood.draws import check_fields, repeat, sites
 from spatialdiff.likelihood.field import FlowField
+from spatialdiff.likelihood.integration import integrate
 from spatialdiff.likelihood.result import Likelihood
 from spatialdiff.objectives.bound_terms import (
     closed_decoder,
@@ -75,8 +75,8 @@ def probability_flow(
         t0: where the flow begins, by default where σ/α = 0.002; t1: where it ends, by default the noise
             end.
         prior: `"stationary"`, `"noise"` or `"gaussian"`, as for `evidence_bound`.
-        control: whether the trace of the fitted Gaussian model is taken out of Hutchinson's estimator, and the
-            model used before t0.
+        control: whether the trace of the fitted Gaussian model is taken out of Hutchinson's estimator, and
+            the model used before t0.
         rtol, atol: tolerances of the integrator, on states and on nats per site.
         generator: of the draws. **condition: for the network.
 
@@ -174,38 +174,3 @@ def noised(
         of_draw = 0.5 * (error * law.covariance.solve(scaled)).flatten(1).sum(1)
         value = value + terms.decoder_error(x, t) - of_draw
     return u, value - entropy
-
-
-def integrate(
-    flow: FlowField, state: Tensor, near: Tensor, far: Tensor, rtol: float, atol: float
-) -> tuple[Tensor, Tensor, int]:
-    """The states at `far`, `∫ ∇·v dt` from `near` `(B,)`, and the number of evaluations.
-
-    Raises:
-        RuntimeError: the integrator gave up.
-    """
-    from scipy.integrate import solve_ivp
-
-    end, sites_ = flow.law.end_time, flow.size
-    shape, options = state.shape, {"dtype": state.dtype, "device": state.device}
-    sign = 1.0 if float(far) > end else -1.0
-    limits = [float(torch.log((t - end).abs())) for t in (near, far)]
-    count = state.numel()
-
-    def derivative(s: float, vector: Any) -> Any:
-        distance = float(np.exp(np.clip(s, *limits)))
-        t = torch.tensor(end + sign * distance, dtype=torch.float64, device=state.device)
-        u = torch.as_tensor(vector[:count], dtype=torch.float64).reshape(shape).to(**options)
-        velocity, divergence = flow(u, t)
-        rates = torch.cat([velocity.double().flatten(), divergence.double() / sites_])
-        return (sign * distance * rates).cpu().numpy()
-
-    begin = np.concatenate([state.double().flatten().cpu().numpy(), np.zeros(len(state))])
-    result = solve_ivp(derivative, limits, begin, method="DOP853", rtol=rtol, atol=atol)
-    if not result.success:
-        raise RuntimeError(
-            f"the probability flow could not be integrated to rtol={rtol:g}, atol={atol:g}: "
-            f"{result.message}; loosen the tolerances, or begin at a larger t0"
-        )
-    final = torch.as_tensor(result.y[:, -1], dtype=torch.float64, device=state.device)
-    return final[:count].reshape(shape).to(state), final[count:] * sites_, int(result.nfev)

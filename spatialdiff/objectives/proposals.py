@@ -100,7 +100,7 @@ class AnalyticProposal(Proposal):
         ValueError: `floor` outside `[0, 1)`.
     """
 
-    def __init__(self, model: GaussianModel | None = None, *, floor: float = 0.05, bins: int = 256) -> None:
+    def __init__(self, model: GaussianModel | None = None, *, floor: float = 0.05, bins: int = 128) -> None:
         super().__init__(bins)
         if not 0.0 <= floor < 1.0:
             raise ValueError(f"floor={floor:g}; needed a share from 0 to below 1")
@@ -116,17 +116,16 @@ class AnalyticProposal(Proposal):
             if self._cache is not None and self._cache[0] == interval and equal(self._cache[1], rho):
                 return self._cache[2]
             edges = self.edges(interval, law.covariance.device)
-            integral = torch.stack([self.integral(law, level, spectra) for level in edges])
+            integral = self.integral(law, edges, rho)
             masses = mixed(integral.diff().clamp_min(0.0), max(self.floor, 1e-6))
         self._cache = (interval, rho, masses)
         return masses
 
-    def integral(self, law: Law, level: Tensor, spectra: tuple[object, Tensor, Tensor] | None) -> Tensor:
-        """`Σ_k log(1 + ρ_k I_k)` where `log I`, on average over the modes, is `level`."""
-        value = level.exp() if law.basis is None else information(law, law.time_of_log_snr(level))
-        if spectra is None:
-            return value.log1p().mean()
-        return (spectra[2] / spectra[1] * value).log1p().sum()
+    def integral(self, law: Law, levels: Tensor, rho: Tensor | None) -> Tensor:
+        """`Σ_k log(1 + ρ_k I_k)` where `log I`, on average over the modes, has the values `levels`."""
+        values = levels.exp() if law.basis is None else information(law, law.time_of_log_snr(levels))
+        # one level at a time: all modes of a large field at all levels would not fit into memory
+        return torch.stack([(value if rho is None else rho * value).log1p().sum() for value in values])
 
 
 class LearnedProposal(Proposal):

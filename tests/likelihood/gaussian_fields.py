@@ -6,8 +6,9 @@ import spatialdiff as sd
 from spatialdiff.kernels import Matern
 from spatialdiff.processes import ALDA, CLD, MALDA, LinearDiffusion
 
-GRID = sd.Grid((4, 6))
-MEAN = torch.full((1, 4, 6), 0.3, dtype=torch.float64)
+GRID = sd.Grid((2, 4))
+SITES = 8
+MEAN = torch.full((1, 2, 4), 0.3, dtype=torch.float64)
 
 
 def covariance(kernel):

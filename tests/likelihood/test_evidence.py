@@ -4,15 +4,13 @@ import math
 
 import pytest
 import torch
-from gaussian_fields import DATA, GAMMAS, GRID, MEAN, PROCESSES, exact, fields, generator, oracle
+from gaussian_fields import DATA, GAMMAS, GRID, MEAN, PROCESSES, SITES, exact, fields, generator, oracle
 from torch import nn
 
 import spatialdiff as sd
 import spatialdiff.likelihood as lk
 from spatialdiff.objectives.bound import Bound
 from spatialdiff.objectives.proposals import UniformProposal
-
-SITES = 24
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -221,7 +219,7 @@ def test_bad_options(options, message):
 
 def test_bad_fields_and_models():
     x = fields()
-    with pytest.raises(ValueError, match=r"needed \(B, 1, 4, 6\)"):
+    with pytest.raises(ValueError, match=r"needed \(B, 1, 2, 4\)"):
         lk.evidence_bound(oracle("VP"), x[:, :, :3])
     with pytest.raises(ValueError, match="1 values that are not finite"):
         lk.evidence_bound(
