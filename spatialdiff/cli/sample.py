@@ -79,7 +79,7 @@ def sample(
     n: int = 64,
     steps: int = 32,
     solver: str = "gaussian",
-    time_grid: Literal["fitted", "log_snr", "uniform", "edm"] = "log_snr",
+    time_grid: Literal["fitted", "optimised", "log_snr", "uniform", "quadratic", "edm"] = "log_snr",
     options: dict[str, Any] | None = None,
     weights: Literal["ema", "last"] = "ema",
     batch: int = 256,
@@ -91,8 +91,9 @@ def sample(
         run: run folder of `spatialdiff train`.
         n: number of fields.
         steps: sampling steps.
-        solver: ancestral, bridge, ddim, euler, euler_maruyama, gaussian, gaussian_sde or heun.
-        time_grid: spacing of the times.
+        solver: of the SDE ancestral, bridge, euler_maruyama, gaussian_sde, predictor_corrector or splitting;
+            of the probability flow adaptive, ddim, euler, exponential, gaussian or heun.
+        time_grid: spacing of the times; optimised is the best for the fitted Gaussian law and this solver.
         options: further options of the solver, such as {order: 2} of gaussian.
         weights: the averaged weights, or the last ones.
         batch: fields generated at once.
