@@ -33,6 +33,8 @@ class TestEDM(ProcessCase):
 
 
 class TestCosineSchedule(ProcessCase):
+    is_stationary = True
+
     def make(self, gamma):
         return VP(gamma, schedule=CosineBeta())
 
