@@ -33,8 +33,8 @@ from torch import Tensor
 
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.moments import lower
 from spatialdiff.processes.noise import NoiseProcess
+from spatialdiff.processes.small_matrices import forward_solve, updated
 
 TOLERANCE = 1e-9
 NODES = 5
@@ -98,9 +98,7 @@ def flow_step(
 def scalar_step(law: Law, t: Tensor, s: Tensor, ratio: Tensor) -> FlowStep:
     """The closed form for K = 1: ``M = √(P_s/P_t)``, W without its cancellation."""
     now, then = law.alpha(t), law.alpha(s)
-    growth = (
-        (then.square() * ratio + law.variance(s)) / (now.square() * ratio + law.variance(t))
-    ).sqrt()
+    growth = ((then.square() * ratio + law.variance(s)) / (now.square() * ratio + law.variance(t))).sqrt()
     level = now * law.sigma(s) / (then * law.sigma(t))
     weight = then * (1.0 - level.square()) / (1.0 + now / then * growth)
     return FlowStep(growth[..., None, None], weight[..., None])
@@ -134,9 +132,7 @@ class RotatingFrame:
         start_factor, start_information = self.state(t)
         rotation, residual = self.integrate(far.log(), stop.log(), start_information, tolerance)
         stop_factor, _ = self.state(s)
-        inverse = torch.linalg.solve_triangular(
-            start_factor, torch.eye(start_factor.shape[-1]).to(start_factor).expand_as(start_factor), upper=False
-        )
+        inverse = forward_solve(start_factor, torch.eye(start_factor.shape[-1]).to(start_factor))
         M = stop_factor @ rotation @ inverse
         W = (stop_factor @ residual)[..., 0]
         if self.frame == "endpoint":
@@ -154,16 +150,14 @@ class RotatingFrame:
     def factor(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """L ``(T, …, K, K)``, ``L Lᵀ = ρφφᵀ + Σ``, and I ``(T, …)``, at times ``(T,)``."""
         phi = self.lift(self.law.marginal(t)[0])
-        signal = self.ratio.sqrt()[..., None] * phi
         root = self.lift(self.law.root(t))
-        root = root.expand(*signal.shape[:-1], *root.shape[-2:])
-        return lower(torch.cat([signal[..., None], root], dim=-1)), self.lift(self.law.information(t))
+        return updated(root, self.ratio.sqrt()[..., None] * phi), self.lift(self.law.information(t))
 
     def integrate(
         self, start: Tensor, stop: Tensor, information: Tensor, tolerance: float
     ) -> tuple[Tensor, Tensor]:
         """O ``(…, K, K)`` and ``L_s⁻¹ W`` ``(…, K, 1)`` between two log-distances to the data end."""
-        corners = self.corners(start, stop, information)
+        corners = self.corners(start, stop)
         before: Tensor | None = None
         change = math.inf
         for _ in range(DOUBLINGS):
@@ -184,17 +178,24 @@ class RotatingFrame:
         )
 
     @torch.no_grad()
-    def corners(self, start: Tensor, stop: Tensor, information: Tensor) -> Tensor:
+    def corners(self, start: Tensor, stop: Tensor) -> Tensor:
         """Ends of the first panels as shares of the way: at most TURN rotated and WIDTH wide, each."""
-        shares = torch.linspace(0.0, 1.0, PROBES, dtype=torch.float64, device=start.device)
         length = (stop - start).abs()
-        omega, _ = self.rates(start + (stop - start) * shares, information)
-        speed = omega.square().sum((-2, -1)).reshape(PROBES, -1).amax(-1).sqrt()
+        probes = min(PROBES, 3 + math.ceil(8.0 * float(length)))
+        shares = torch.linspace(0.0, 1.0, probes, dtype=torch.float64, device=start.device)
+        few = self
+        if self.law.basis is None and self.ratio.numel() > 5:
+            chosen = (
+                self.ratio.detach().flatten().quantile(self.ratio.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+            )
+            few = RotatingFrame(self.law, chosen, self.frame)
+        omega, _ = few.rates(start + (stop - start) * shares, None)
+        speed = omega.square().sum((-2, -1)).reshape(probes, -1).amax(-1).sqrt()
         density = length * (1.0 / WIDTH + speed / TURN)
         total = torch.cat([density.new_zeros(1), torch.cumulative_trapezoid(density, shares)])
         count = max(1, math.ceil(float(total[-1])))
         wanted = torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64, device=start.device) * total[-1]
-        index = torch.searchsorted(total, wanted.contiguous()).clamp(1, PROBES - 1)
+        index = torch.searchsorted(total, wanted.contiguous()).clamp(1, probes - 1)
         inside = (wanted - total[index - 1]) / (total[index] - total[index - 1])
         found = shares[index - 1] + inside * (shares[index] - shares[index - 1])
         found[0], found[-1] = 0.0, 1.0
@@ -224,7 +225,7 @@ class RotatingFrame:
             result = result + step[..., :-1] @ result + step * (1.0 - unit.sum(0))
         return result
 
-    def rates(self, at: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
+    def rates(self, at: Tensor, information: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ω ``(T, …, K, K)`` and the force ``L⁻¹κ/…`` ``(T, …, K, 1)`` per unit of log-distance."""
         law = self.law
         distance = at.exp()
@@ -239,21 +240,16 @@ class RotatingFrame:
         score = self.lift(law.statistic(t)) * (level.sqrt() * (1.0 + level).sqrt())[..., None]
         kappa = pull - 0.5 * spread @ score[..., None]
         load = 1.0 + self.ratio * level
-        if self.frame == "endpoint":
+        if self.frame == "endpoint" and information is not None:
             share = (1.0 + self.ratio * information) / load
         else:
             share = load.rsqrt()
-        size = factor.shape[-1]
-        shape = factor.shape[:-2]
-        columns = torch.cat([drift @ factor, (pull + 0 * kappa).expand(*shape, size, 1)], dim=-1)
-        columns = torch.cat([columns, kappa.expand(*shape, size, 1), spread.expand(*shape, size, size)], dim=-1)
-        solved = torch.linalg.solve_triangular(factor, columns, upper=False)
-        inner, towards, force, noise = solved.split([size, 1, 1, size], dim=-1)
-        white = torch.linalg.solve_triangular(
-            factor, self.lift(law.marginal(t)[0])[..., None].expand(*shape, size, 1), upper=False
-        )
-        half = 0.5 * torch.linalg.solve_triangular(factor, noise.mT, upper=False)
-        inner = inner + self.ratio[..., None, None] * towards @ white.mT + half
+        inner = forward_solve(factor, drift @ factor)
+        inner = inner + 0.5 * forward_solve(factor, forward_solve(factor, spread).mT)
+        if law.start_time < law.end_time:
+            white = forward_solve(factor, self.lift(law.marginal(t)[0])[..., None])
+            inner = inner + self.ratio[..., None, None] * forward_solve(factor, pull) @ white.mT
+        force = forward_solve(factor, kappa)
         skew = inner.triu(1) - inner.triu(1).mT
         return speed * skew, speed * share[..., None, None] * force
 
@@ -270,8 +266,8 @@ def dynamics(law: Law, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bridge = getattr(law, "bridge", None)
     if bridge is None or not hasattr(bridge, "drift_matrices"):
         raise TypeError(
-            f"{type(law).__name__} has {law.variables} variables and is neither a NoiseProcess nor the law of "
-            "a LinearBridge: the matrices of its drift are not known"
+            f"{type(law).__name__} has {law.variables} variables and is neither a NoiseProcess nor the law "
+            "of a LinearBridge: the matrices of its drift are not known"
         )
     drift, gain = bridge.drift_matrices(t)
     return drift, bridge.diffusion_matrix(t), gain[..., :1]

@@ -1,4 +1,10 @@
-"""What every solver shares: where its noise comes from, and one step from `t` to `s`."""
+r"""What every solver shares: where its noise comes from, one step from `t` to `s`, and the way through all of
+them.
+
+A step is built from the data's posterior mean `D(u, t)` and matrices that act on the K variables of the
+state `(B, K*C, *grid)`, one for all modes of Γ or one for each (`processes.law`). The last step arrives at
+the data: the data variable is `D`, the auxiliary ones are their mean given `D`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,7 @@ from torch import Tensor
 
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.processes import Law
+from spatialdiff.processes.moments import lower, psd_root
 
 White = Callable[[tuple[int, ...]], Tensor] | Iterable[Tensor]
 
@@ -44,10 +51,9 @@ class Noise:
         self.used = 0
 
     def draw_white(self) -> Tensor:
-        """`z`, shape `(n, C, *factor_shape)`, or `(n, *factor_shape)` where Γ has the channels itself."""
+        """`z` for all K variables, of the shape `law.white_shape`."""
         covariance = self.law.covariance
-        inner = () if covariance.channels is not None else (self.channels,)
-        shape = (self.fields, *inner, *covariance.factor_shape)
+        shape = self.law.white_shape(self.fields, self.channels)
         self.used += 1
         if self.white is not None:
             return self.white(shape)
@@ -63,7 +69,7 @@ class Noise:
         return torch.randn(shape, generator=self.generator, dtype=covariance.dtype, device=covariance.device)
 
     def __call__(self) -> Tensor:
-        """`η = R z ~ N(0, Γ)`, shape `(n, C, *grid)`."""
+        """`η = (I ⊗ R) z ~ N(0, I ⊗ Γ)`, shape `(n, K*C, *grid)`."""
         return self.law.draw(self.fields, self.channels, white=self.draw_white())
 
 
@@ -99,13 +105,13 @@ class Solver(ABC):
         return self.law.start_time
 
     def start(self) -> Tensor:
-        """The initial state, coloured, shape `(n, C, *grid)`."""
+        """The initial state, coloured, shape `(n, K*C, *grid)`."""
         return self.law.start(
             self.noise.fields, self.noise.channels, time=self.start_time, white=self.noise.draw_white()
         )
 
     def data(self, u: Tensor, t: Tensor) -> Tensor:
-        """`E[x | u_t = u]`."""
+        """`E[x | u_t = u]`, `(n, C, *grid)`."""
         mean: Tensor = self.denoiser(u, t, **self.condition)
         return mean
 
@@ -113,10 +119,51 @@ class Solver(ABC):
         """`o_t` in the dtype of `u`."""
         return self.law.offset(t).to(u)
 
+    def mix(self, matrix: Tensor, field: Tensor) -> Tensor:
+        """`(M ⊗ I) u`, M `([modes], I, J)`."""
+        return self.law.mix(matrix, field)
+
+    def spread(self, vector: Tensor, field: Tensor) -> Tensor:
+        """`b ⊗ x`, b `([modes], K)`: `(n, C, *grid)` to `(n, K*C, *grid)`."""
+        return self.law.mix(vector[..., None], field)
+
     @abstractmethod
     def step(self, u: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The state at `s`, from the state `u` at `t`; both times are float64 scalars, `s` not the end."""
 
     def finish(self, u: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The last step, to the end: the posterior mean, unless the solver can do better."""
-        return self.data(u, t)
+        return self.arrive(u, self.data(u, t), t, s)
+
+    def arrive(self, u: Tensor, data: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The state at the end `s`: `data`, and for K > 1 the mean of the auxiliary variables given them."""
+        if self.law.variables == 1:
+            return data
+        keep, pull, _ = self.law.posterior(t, s)
+        rest = self.mix(keep[..., 1:, :], u) + self.spread(pull[..., 1:], data)
+        return torch.cat([data, rest], dim=1)
+
+    def path(self, times: Tensor, u: Tensor) -> Iterator[Tensor]:
+        """The states at `times[1:]`, one after the other, from the state `u` at `times[0]`."""
+        last = len(times) - 2
+        for i in range(len(times) - 1):
+            u = (self.finish if i == last else self.step)(u, times[i], times[i + 1])
+            yield u
+
+
+def noise_root(variance: Tensor) -> Tensor:
+    """Lower L ``(…, K, K)`` with ``L Lᵀ = V``, V positive semi-definite, singular or nearly so included.
+
+    The Cholesky factor, which depends on V continuously as eigenvectors do not, by QR of a root that is
+    exact to 1e-16 of each variable's own variance.
+    """
+    root = psd_root(variance)
+    return root if variance.requires_grad else lower(root)
+
+
+def run(method: Solver, times: Tensor, start: Tensor) -> list[Tensor]:
+    """All states of a solver at `times` `(T,)`, from the initial states `start` `(n, K*C, *grid)` on.
+
+    Differentiable, but for `"adaptive"`: in the times, the start, the denoiser and the law.
+    """
+    return [start, *method.path(times, start)]

@@ -11,24 +11,32 @@ from torch import Tensor, nn
 
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.denoisers.gaussian import GaussianModel
+from spatialdiff.sampling.adaptive import Adaptive
 from spatialdiff.sampling.ancestral import Ancestral
 from spatialdiff.sampling.base import Noise, Solver, White
-from spatialdiff.sampling.ddim import DDIM
 from spatialdiff.sampling.euler import Euler
 from spatialdiff.sampling.euler_maruyama import EulerMaruyama
-from spatialdiff.sampling.gaussian import Gaussian, GaussianSDE
+from spatialdiff.sampling.exponential import DDIM, Exponential
+from spatialdiff.sampling.gaussian import Gaussian
+from spatialdiff.sampling.gaussian_sde import GaussianSDE
 from spatialdiff.sampling.grids import time_grid
 from spatialdiff.sampling.heun import Heun
+from spatialdiff.sampling.predictor_corrector import PredictorCorrector
+from spatialdiff.sampling.splitting import Splitting
 
 SOLVERS: dict[str, type[Solver]] = {
+    "adaptive": Adaptive,
     "ancestral": Ancestral,
     "bridge": Ancestral,
     "ddim": DDIM,
     "euler": Euler,
     "euler_maruyama": EulerMaruyama,
+    "exponential": Exponential,
     "gaussian": Gaussian,
     "gaussian_sde": GaussianSDE,
     "heun": Heun,
+    "predictor_corrector": PredictorCorrector,
+    "splitting": Splitting,
 }
 
 
@@ -55,28 +63,32 @@ def sample(
     Args:
         denoiser: the posterior mean: a `Denoiser`, or one of `sd.oracles`.
         n: number of fields.
-        steps: number of steps; each calls the network once (`"heun"`: twice, but for the last).
-        solver: `"ancestral"` (alias `"bridge"`: the exact bridge step), `"ddim"`, `"euler"`,
-            `"euler_maruyama"`, `"heun"`,
-            `"gaussian"` (options `order=1|2`, `residual="endpoint"|"plain"`, `data=`), `"gaussian_sde"`
-            (option `data=`).
+        steps: number of steps; each calls the network once (`"heun"`, `"splitting"` of order 2 and
+            `"predictor_corrector"`: more often, but for the last; `"adaptive"`: as often as it needs).
+        solver: of the SDE `"ancestral"` (alias `"bridge"`: the exact bridge step), `"euler_maruyama"`,
+            `"splitting"` (option `order=1|2`; processes with a stationary law), `"predictor_corrector"`
+            (`predictor=`, `correctors=`, `strength=`, `largest=`), `"gaussian_sde"` (`order=1|2`, `data=`);
+            of the probability flow `"ddim"`, `"exponential"` (`order=1|2`), `"euler"`, `"heun"`, `"adaptive"`
+            (`rtol=`, `atol=`, `method=`, `report=`), `"gaussian"` (`order=1|2`,
+            `residual="endpoint"|"plain"`, `data=`).
         grid: `"log_snr"`, `"uniform"`, `"edm"` (see `time_grid`), or the times themselves; `"fitted"` is
             `"log_snr"` over the noise levels at which the fitted data emerge (`noise_range` of the Gaussian
             model), in place of `sigma_min` and `sigma_max`.
         generator: source of every random number.
-        start: the initial states `(n, C, *grid)` instead of drawn ones; needed by a bridge with coupling
-            `"paired"`.
+        start: the initial states `(n, K*C, *grid)` instead of drawn ones; needed by a bridge with coupling
+            `"paired"`, there also the data variable `(n, C, *grid)` alone.
         noise: white draws in place of random ones: a function of the shape, or tensors in the order of their
             use.
         condition: keyword arguments for the network.
-        return_path: return all states, `(steps + 1, n, C, *grid)`, the initial one first.
+        return_path: return all states, `(steps + 1, n, K*C, *grid)`, the initial one first.
         progress: show a progress bar.
         sigma_min, sigma_max: of the time grid.
         **options: of the solver.
 
-    Every draw is coloured by Γ, the initial state included. The last step returns the posterior mean, except
-    for the Gaussian solvers, whose last step is exact like the others and whose initial state
-    is drawn from the fitted marginal `N(α μ + o, α² C + σ² Γ)` instead of `N(o, σ² Γ)`.
+    Every draw is coloured by Γ, the initial state included. What is returned is the data variable of the
+    state. The last step leads to the posterior mean, except for the Gaussian solvers, whose last step is
+    exact like the others and whose initial state is drawn from the fitted marginal
+    `N(φ μ + o, φφᵀ ⊗ C + Σ ⊗ Γ)` instead of `N(o, Σ ⊗ Γ)`.
 
     Raises:
         ValueError: unknown solver, grid or shape; a Gaussian solver without a fitted Gaussian.
@@ -104,14 +116,22 @@ def sample(
         method.law, steps, grid, start=method.start_time, sigma_min=sigma_min, sigma_max=sigma_max
     ).to(denoiser.covariance.device)
     with evaluation_mode(denoiser):
-        u = method.start() if start is None else start.to(denoiser.covariance.dtype)
-        path = [u]
-        for i in ticks(len(times) - 1, progress):
-            last = i == len(times) - 2
-            u = (method.finish if last else method.step)(u, times[i], times[i + 1])
-            if return_path:
-                path.append(u)
-    return torch.stack(path) if return_path else u
+        u = method.start() if start is None else initial_state(start, method)
+        states = ticks(method.path(times, u), len(times) - 1, progress)
+        if return_path:
+            return torch.stack([u, *states])
+        for state in states:
+            u = state
+    return u[:, : denoiser.channels]
+
+
+def initial_state(start: Tensor, method: Solver) -> Tensor:
+    """The given states; where they are only the data variable of a bridge's start, the others drawn."""
+    law, channels = method.law, method.noise.channels
+    state = start.to(law.covariance.dtype)
+    if start.shape[1] == law.variables * channels:
+        return state
+    return law.start(len(start), channels, initial=state, white=method.noise.draw_white())
 
 
 def fitted_range(denoiser: PosteriorMean, solver: Solver) -> tuple[float, float]:
@@ -126,22 +146,25 @@ def fitted_range(denoiser: PosteriorMean, solver: Solver) -> tuple[float, float]
 
 
 def check_start(start: Tensor, n: int, denoiser: PosteriorMean) -> None:
-    needed = (n, denoiser.channels, *denoiser.covariance.domain.shape)
-    if tuple(start.shape) != needed:
+    law, grid = denoiser.law, denoiser.covariance.domain.shape
+    needed = (n, law.variables * denoiser.channels, *grid)
+    # a bridge between pairs draws the auxiliary variables itself
+    allowed = [needed] if law.closed_form else [needed, (n, denoiser.channels, *grid)]
+    if tuple(start.shape) not in allowed:
         raise ValueError(
-            f"start has shape {tuple(start.shape)}; needed {needed}: n fields on the denoiser's grid"
+            f"start has shape {tuple(start.shape)}; needed {needed}: n states on the denoiser's grid"
         )
     if not bool(torch.isfinite(start).all()):
         raise ValueError(f"start holds {int((~torch.isfinite(start)).sum())} values that are not finite")
 
 
-def ticks(steps: int, progress: bool) -> Iterator[int]:
+def ticks(states: Iterator[Tensor], steps: int, progress: bool) -> Iterator[Tensor]:
     if not progress:
-        yield from range(steps)
+        yield from states
         return
     from tqdm.auto import tqdm
 
-    yield from tqdm(range(steps), desc="sampling", leave=False)
+    yield from tqdm(states, total=steps, desc="sampling", leave=False)
 
 
 @contextmanager

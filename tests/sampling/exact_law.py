@@ -12,15 +12,21 @@ import torch
 import spatialdiff as sd
 
 
+#: white draws per step of the solvers that use more than one
+DRAWS = {"splitting": 2, "predictor_corrector": 2}
+FLOWS = ("adaptive", "ddim", "euler", "exponential", "gaussian", "heun")
+
+
 def exact_path_law(denoiser, root, *, times, solver, mean=None, **options):
-    """Means `(T, n)` and covariances `(T, n, n)` of the states at `times`, from a start `N(mean, root
+    """Means `(T, K*n)` and covariances `(T, K*n, K*n)` of the states at `times`, from a start `N(mean, root
     rootᵀ)`.
 
     One channel; Γ with a square factor.
     """
+    law = denoiser.law
     shape = tuple(denoiser.covariance.domain.shape)
     size = root.shape[0]
-    draws = len(times) - 1
+    draws = 0 if solver in FLOWS else DRAWS.get(solver, 1) * (len(times) - 1)
     fields = size * (1 + draws) + 1  # columns of the start, of each draw, and none
     start = torch.zeros(fields, size, dtype=torch.float64)
     start[:size] = root.T
@@ -39,7 +45,7 @@ def exact_path_law(denoiser, root, *, times, solver, mean=None, **options):
         fields,
         solver=solver,
         grid=times,
-        start=start.reshape(fields, 1, *shape),
+        start=start.reshape(fields, law.variables, *shape),
         noise=impulses,
         return_path=True,
         **options,
@@ -74,18 +80,31 @@ def exact_final_power(denoiser, start, *, times, solver):
 
 
 def state_law(oracle, t):
-    """Mean `(n,)` and covariance `(n, n)` of the state at `t`, from the dense covariances."""
+    """Mean `(K*n,)` and covariance `(K*n, K*n)` of the state at `t`, from impulses through the law's own maps
+    and the dense covariances.
+    """
     law, model = oracle.law, oracle.gaussian
+    shape = tuple(law.covariance.domain.shape)
     size = law.covariance.domain.size
     mu = torch.zeros(size, dtype=torch.float64)
     if model.mean is not None:
-        mu = model.mean.double().expand(tuple(law.covariance.domain.shape)).flatten()
-    offset = law.offset(t).expand(size) if law.offset(t).ndim == 0 else law.offset(t).flatten()
+        mu = model.mean.double().expand(shape).flatten()
     c, g = model.data_covariance.to_dense(), law.covariance.to_dense()
-    return law.alpha(t) * mu + offset, law.alpha(t) ** 2 * c + law.variance(t) * g
+    phi, sigma = law.marginal(t)
+
+    def states(fields, matrix, variables):
+        fields = fields.reshape(len(fields), variables, *shape)
+        return law.mix(matrix, fields).flatten(1)
+
+    offset = law.offset(t).expand(1, law.variables, *shape).flatten()
+    mean = states(mu[None], phi[..., None], 1)[0] + offset
+    signal = states(square_root(c).detach(), phi[..., None], 1)
+    one = square_root(g).detach()
+    noise = states(torch.block_diag(*[one] * law.variables), square_root(sigma), law.variables)
+    return mean, signal.T @ signal + noise.T @ noise
 
 
 def square_root(matrix):
     """A symmetric root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0.0).sqrt() @ vectors.T
+    return (vectors * values.clamp(min=0.0).sqrt()[..., None, :]) @ vectors.mT

@@ -6,7 +6,9 @@ from torch import nn
 
 import spatialdiff as sd
 from spatialdiff.kernels import Exponential, Matern
-from spatialdiff.sampling import GRIDS, SOLVERS, time_grid
+from spatialdiff.processes import ConstantBeta
+from spatialdiff.processes.pinned import LinearBridge
+from spatialdiff.sampling import GRIDS, SOLVERS, Noise, run, time_grid
 
 SHAPE = (4, 6)
 GRID = sd.Grid(SHAPE, periodic=True)
@@ -26,6 +28,8 @@ LAWS = {
     "OrnsteinUhlenbeck": sd.OrnsteinUhlenbeck(GAMMA),
     "fixed bridge": sd.FixedPoint(0.0).law(sd.BrownianBridge(GAMMA)),
     "independent bridge": sd.IndependentField(1.0).law(sd.OrnsteinUhlenbeckBridge(GAMMA)),
+    "CLD": sd.CLD(GAMMA),
+    "pinned CLD": sd.IndependentField(1.0).law(LinearBridge(sd.CLD(GAMMA, beta=ConstantBeta(2.0)))),
 }
 
 
@@ -60,7 +64,8 @@ def test_grids_are_what_their_names_say():
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_seeds_paths_and_shapes(solver):
-    denoiser = sd.oracles.EmpiricalDenoiser(LAWS["independent bridge"], DATA.sample((5, 2)))
+    law = LAWS["VP" if solver == "splitting" else "independent bridge"]
+    denoiser = sd.oracles.EmpiricalDenoiser(law, DATA.sample((5, 2)))
     options = {"data": DATA} if solver.startswith("gaussian") else {}
 
     def draw(seed, **more):
@@ -78,13 +83,21 @@ def test_seeds_paths_and_shapes(solver):
     assert torch.equal(draw(0, progress=True), fields)
 
 
-@pytest.mark.parametrize("solver", [s for s in sorted(SOLVERS) if not s.startswith("gaussian")])
-@pytest.mark.parametrize("law", ["VP", "Rectified", "independent bridge"])
-def test_a_single_datum_is_found(solver, law):
+@pytest.mark.parametrize(
+    ("law", "solver"),
+    [
+        (law, solver)
+        for law in ("VP", "Rectified", "independent bridge", "CLD", "pinned CLD")
+        for solver in sorted(SOLVERS)
+        if not solver.startswith("gaussian") and (solver != "splitting" or law in ("VP", "CLD"))
+    ],
+)
+def test_a_single_datum_is_found(law, solver):
     """With one possible field the posterior mean is that field, and the last step returns it."""
     x = DATA.sample((1, 1), generator=torch.Generator().manual_seed(0))
     denoiser = sd.oracles.EmpiricalDenoiser(LAWS[law], x)
     fields = sd.sample(denoiser, 2, steps=3, solver=solver)
+    assert fields.shape == (2, 1, *SHAPE)
     assert torch.allclose(fields, x.expand(2, 1, *SHAPE))
 
 
@@ -156,8 +169,8 @@ def test_two_channels_with_correlated_noise():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"solver": "rk4"}, ValueError, "ancestral, bridge, ddim, euler, euler_maruyama, gaussian"),
-        ({"grid": "cosine"}, ValueError, "log_snr, uniform, edm"),
+        ({"solver": "rk4"}, ValueError, "adaptive, ancestral, bridge, ddim, euler, euler_maruyama, exponential, gaussian"),
+        ({"grid": "cosine"}, ValueError, "log_snr, uniform"),
         ({"steps": 0}, ValueError, "at least 1 step"),
         ({"grid": torch.tensor([1.0, 0.5])}, ValueError, "runs from 1 to 0"),
         ({"grid": torch.tensor([1.0, 0.5, 0.7, 0.0])}, ValueError, "strictly monotone"),
@@ -168,6 +181,14 @@ def test_two_channels_with_correlated_noise():
         ({"solver": "gaussian", "order": 3}, ValueError, "orders 1 and 2"),
         ({"solver": "gaussian", "residual": "constant"}, ValueError, "'endpoint' and 'plain'"),
         ({"solver": "gaussian", "order": 2, "residual": "plain"}, ValueError, "needs residual='endpoint'"),
+        ({"solver": "gaussian_sde", "order": 3}, ValueError, "residuals of order 1 and 2"),
+        ({"solver": "exponential", "order": 3}, ValueError, "orders 1 and 2"),
+        ({"solver": "splitting", "order": 3}, ValueError, "orders 1 and 2"),
+        ({"solver": "adaptive", "method": "Radau"}, ValueError, "RK23, RK45, DOP853"),
+        ({"solver": "adaptive", "rtol": 0.0}, ValueError, "must be positive"),
+        ({"solver": "predictor_corrector", "correctors": 0}, ValueError, "at least 1"),
+        ({"solver": "predictor_corrector", "predictor": "ddim"}, ValueError, "ancestral, euler_maruyama"),
+        ({"solver": "predictor_corrector", "largest": 2.0}, ValueError, "largest < 2"),
         ({"sigma_min": 100.0}, ValueError, "0 < sigma_min < sigma_max"),
         ({"order": 2}, TypeError, "order"),
     ],
@@ -186,7 +207,43 @@ def test_bad_denoisers():
         sd.sample(sd.Denoiser(nn.Identity(), sd.BrownianBridge(GAMMA)), 2)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "euler", "heun", "gaussian"])
+@pytest.mark.parametrize("solver", ["adaptive", "ddim", "euler", "exponential", "heun", "gaussian"])
 def test_a_point_has_no_flow(solver):
     with pytest.raises(RuntimeError, match="starts from a point has none"):
         sd.sample(oracle("fixed bridge"), 2, solver=solver)
+
+
+def test_splitting_needs_a_stationary_law():
+    with pytest.raises(ValueError, match="VE has none"):
+        sd.sample(oracle("VE"), 2, solver="splitting")
+
+
+def test_the_adaptive_solver_counts_its_calls():
+    counts = {}
+    for rtol in (1e-2, 1e-6):
+        report = {}
+        sd.sample(oracle("CLD"), 2, steps=2, solver="adaptive", rtol=rtol, atol=rtol, report=report)
+        counts[rtol] = report["evaluations"]
+    assert 6 < counts[1e-2] < counts[1e-6]
+
+
+@pytest.mark.parametrize("solver", ["exponential", "heun", "gaussian", "ancestral"])
+@pytest.mark.parametrize("law", ["VP", "CLD"])
+def test_a_run_has_gradients(law, solver):
+    """Derivative of the output with respect to a time of the grid, against a difference quotient."""
+    denoiser = sd.oracles.GaussianDenoiser(LAWS[law], DATA)
+    options = {"data": (0.3, GAMMA)} if solver == "gaussian" else {}
+    start = LAWS[law].start(1, 1, generator=torch.Generator().manual_seed(3))
+
+    def end(middle):
+        white = torch.Generator().manual_seed(4)
+        noise = Noise(LAWS[law], 1, 1, white=lambda s: torch.randn(s, generator=white, dtype=torch.float64))
+        method = SOLVERS[solver](denoiser, noise, {}, **options)
+        one = torch.ones((), dtype=torch.float64)
+        return run(method, torch.stack([one, 0.7 * one, middle, 0.1 * one, 0 * one]), start)[-1].sum()
+
+    middle = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(end(middle), middle)
+    with torch.no_grad():
+        quotient = (end(middle + 1e-5) - end(middle - 1e-5)) / 2e-5
+    assert abs(float(slope - quotient)) < 1e-5 * (1.0 + abs(float(quotient)))
