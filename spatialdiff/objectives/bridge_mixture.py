@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from spatialdiff.denoisers.denoiser import Denoiser
 from spatialdiff.objectives.interval import log_snr_rate
 from spatialdiff.objectives.times import TimeDistribution, time_distribution
-from spatialdiff.objectives.weighting import check_batch, check_norm, check_weighting, weighted_loss
+from spatialdiff.objectives.weighting import (
+    check_batch,
+    check_norm,
+    check_weighting,
+    times_given,
+    weighted_loss,
+)
 from spatialdiff.processes import Coupling, Law, Pinned, started_law
 
 FORMS = ("endpoint", "drift", "path_kl")
@@ -111,7 +117,7 @@ class BridgeMixture(nn.Module):
         given = self.law_given(x1, x0)
         if self.denoiser.condition_on_start:
             condition["start"] = x0
-        t = self.times.draw(given, len(x1), generator=generator) if t is None else self.denoiser.times(x1, t)
+        t = self.times.draw(given, len(x1), generator=generator) if t is None else times_given(x1, t)
         noise = given.draw(
             len(x1), x1.shape[1], white=white, generator=generator, dtype=x1.dtype, device=x1.device
         )

@@ -19,7 +19,13 @@ from spatialdiff.objectives.interval import interval_of, measure
 from spatialdiff.objectives.proposals import PROPOSALS, Proposal, as_proposal
 from spatialdiff.objectives.sde_terms import check_conditioning, draw_given_start
 from spatialdiff.objectives.times import TimeDistribution, time_distribution
-from spatialdiff.objectives.weighting import check_batch, check_norm, check_weighting, weighted_losses
+from spatialdiff.objectives.weighting import (
+    check_batch,
+    check_norm,
+    check_weighting,
+    times_given,
+    weighted_losses,
+)
 from spatialdiff.processes import Law, NoiseProcess, Pinned
 
 
@@ -92,8 +98,7 @@ class Denoising(nn.Module):
         check_batch(x, self.denoiser)
         law = self.denoiser.law
         if t is not None:
-            losses = self.losses(law, x, self.denoiser.times(x, t), None, generator, white, condition)
-            return losses.mean()
+            return self.losses(law, x, times_given(x, t), None, generator, white, condition).mean()
         if isinstance(self.times, Proposal):
             return self.importance_sampled(law, self.times, x, generator, white, condition)
         t = self.times.draw(law, len(x), generator=generator)

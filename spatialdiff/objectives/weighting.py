@@ -143,3 +143,13 @@ def check_batch(x: Tensor, denoiser: Denoiser, name: str = "x") -> None:
             f"batch; remove or fill "
             "them before training"
         )
+
+
+def times_given(x: Tensor, t: Tensor | float) -> Tensor:
+    """`t` as float64 times `(B,)`; raises `ValueError` for another shape."""
+    times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+    if times.ndim > 1 or (times.ndim == 1 and len(times) != len(x)):
+        raise ValueError(
+            f"times of shape {tuple(times.shape)} for a batch of {len(x)}: give one time, or one per field"
+        )
+    return times.expand(len(x))
