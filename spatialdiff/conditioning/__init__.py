@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spatialdiff.conditioning.conditional import ConditionalCovariance
-from spatialdiff.conditioning.coupling import ConditionalField, KrigedStart
+from spatialdiff.conditioning.coupling import KrigedStart
 from spatialdiff.conditioning.filling import Filled, fill
 from spatialdiff.conditioning.kriging import Kriging
 from spatialdiff.conditioning.messages import KrigingWarning
@@ -12,7 +12,6 @@ from spatialdiff.conditioning.prediction import Prediction
 
 __all__ = [
     "ConditionalCovariance",
-    "ConditionalField",
     "Filled",
     "KrigedStart",
     "Kriging",

@@ -6,13 +6,12 @@ with ``B(τ) = 1`` the posterior mean of the end is the state, ``E[x_τ | X_t] =
 is Brownian motion from the kriged field to the conditional law, and what a network has to learn is how far
 the data are from Gaussian. Without noise Γ is 0 at the observed cells, and every state honours the data.
 
-- `KrigedStart`: pairs ``(x_τ, x_0)`` for the coupling "paired", from observed cells of each field;
-- `ConditionalField`: ``x_0 ~ N(μ, s² Γ)`` for one set of observations, with the law in closed form.
+`KrigedStart` makes pairs ``(x_τ, x_0)`` for the coupling "paired", from observed cells of each field. For one
+set of observations `IndependentField(std, mean=kriged)` starts from ``N(kriged, std² Γ)``, with the law in
+closed form.
 """
 
 from __future__ import annotations
-
-import math
 
 import gpytorch
 import torch
@@ -23,59 +22,9 @@ from spatialdiff.conditioning.conditional import ConditionalCovariance
 from spatialdiff.conditioning.filling import Drift, fill
 from spatialdiff.conditioning.kriging import Kriging
 from spatialdiff.domains import Grid
-from spatialdiff.processes import Bridge, BridgeLaw, Coupling
 
 # numbers of the kriging weights of fixed cells that are kept
 _MOST_WEIGHTS = 40_000_000
-
-
-class ConditionalField(Coupling):
-    """``x_0 ~ N(mean, std² Γ)``, independent of the data: a bridge, with a probability flow, that starts from
-    conditional simulations where ``mean`` is a kriged field and Γ its kriging covariance.
-
-    Args:
-        mean: ``(*grid)`` or ``(C, *grid)``.
-        std: standard deviation relative to Γ.
-
-    Raises:
-        ValueError: a mean that is not finite, a ``std`` that is not positive; with a bridge on another grid.
-    """
-
-    def __init__(self, mean: Tensor, std: float = 1.0) -> None:
-        self.mean = torch.as_tensor(mean, dtype=torch.float64)
-        if not bool(torch.isfinite(self.mean).all()):
-            raise ValueError("the mean of ConditionalField is not finite; fill or krige it first")
-        if not (math.isfinite(std) and std > 0.0):
-            raise ValueError(f"std was {std!r}; it must be positive and finite (FixedPoint has no noise)")
-        self.std = float(std)
-
-    def law(self, bridge: Bridge) -> BridgeLaw:
-        shape = tuple(bridge.covariance.domain.shape)
-        lead = self.mean.shape[: self.mean.ndim - len(shape)]
-        if len(lead) > 1 or tuple(self.mean.shape[len(lead) :]) != shape:
-            raise ValueError(
-                f"the mean of ConditionalField has shape {tuple(self.mean.shape)}; it must be (*grid) or "
-                f"(C, *grid) with grid {shape}"
-            )
-        return BridgeLaw(bridge, value=self.mean, std=self.std)
-
-    def draw(
-        self,
-        bridge: Bridge,
-        x1: Tensor,
-        x0: Tensor | None = None,
-        *,
-        white: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self._refuse(x0)
-        noise = bridge.draw(
-            x1.shape[0], x1.shape[1], white=white, generator=generator, dtype=x1.dtype, device=x1.device
-        )
-        return self.mean.to(x1) + self.std * noise
-
-    def __repr__(self) -> str:
-        return f"ConditionalField({tuple(self.mean.shape)}, std={self.std:g})"
 
 
 class KrigedStart:

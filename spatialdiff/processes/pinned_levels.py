@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WIDEST = 18.0
 NODES = 401
 NEWTON = 6
+#: levels met this closely are left as they are
+CLOSE = 1e-11
 
 
 class BridgeLevels:
@@ -65,9 +67,12 @@ class BridgeLevels:
         with torch.no_grad():
             for _ in range(NEWTON):
                 t = self.place(torch.where(inside, node, 0.0))
+                missing = flat - self.law.log_snr(t)
+                if float(torch.where(inside, missing, 0.0).abs().max()) < CLOSE:
+                    break
                 rate = self.law.information_rate(t) / self.law.information(t)
                 slope = weighted_mean(rate, self.law.basis) * t * (1.0 - t / self.law.horizon)
-                better = node + (flat - self.law.log_snr(t)) / slope
+                better = node + missing / slope
                 better = torch.maximum(torch.minimum(better, last), first)
                 node = torch.where(inside & (slope > 0), better, node)
         found = self.place(node)

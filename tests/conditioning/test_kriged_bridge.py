@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import spatialdiff as sd
-from spatialdiff.conditioning.coupling import ConditionalField, KrigedStart
+from spatialdiff.conditioning.coupling import KrigedStart
 from spatialdiff.conditioning.kriging import Kriging
 from spatialdiff.conditioning.messages import KrigingWarning
 from spatialdiff.kernels import Matern
@@ -175,7 +175,7 @@ def test_a_conditional_field_as_the_starting_law():
     gamma = start.covariance().double()
     kriged = start.start(fields(1))[0]
     bridge = sd.BrownianBridge(gamma)
-    denoiser = sd.Denoiser(State(), bridge, coupling=ConditionalField(kriged, std=0.8))
+    denoiser = sd.Denoiser(State(), bridge, coupling=sd.IndependentField(0.8, mean=kriged))
     count = 20_000
     x0 = denoiser.law.start(count, 1, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     variance = 0.64 * gamma.variance()
@@ -187,10 +187,10 @@ def test_a_conditional_field_as_the_starting_law():
     mean = denoiser.law.mean(x1, 0.25)
     assert torch.allclose(mean, 0.25 * x1 + 0.75 * kriged)
     assert float(denoiser.law.sigma(0.25)) ** 2 == pytest.approx(0.75**2 * 0.64 + 0.25 * 0.75)
-    drawn = ConditionalField(kriged).draw(bridge, x1, generator=torch.Generator().manual_seed(0))
+    drawn = sd.IndependentField(mean=kriged).draw(bridge, x1, generator=torch.Generator().manual_seed(0))
     assert drawn.shape == x1.shape
     with pytest.raises(ValueError, match="draws x0 itself"):
-        ConditionalField(kriged).draw(bridge, x1, x1)
+        sd.IndependentField(mean=kriged).draw(bridge, x1, x1)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +200,14 @@ def test_a_conditional_field_as_the_starting_law():
         (lambda: KrigedStart(KERNEL, GRID, 0.5), TypeError, "bool mask or a number"),
         (lambda: KrigedStart(KERNEL, GRID, MASK[1:]), ValueError, "mask of cells"),
         (lambda: KrigedStart(KERNEL, GRID, MASK).start(torch.zeros(2, 8, 7)), ValueError, "data need shape"),
-        (lambda: ConditionalField(torch.full((8, 7), float("nan"))), ValueError, "not finite"),
-        (lambda: ConditionalField(torch.zeros(8, 7), 0.0), ValueError, "positive"),
+        (lambda: sd.IndependentField(mean=torch.full((8, 7), float("nan"))), ValueError, "not finite"),
+        (lambda: sd.IndependentField(0.0, torch.zeros(8, 7)), ValueError, "positive"),
         (
-            lambda: ConditionalField(torch.zeros(7, 7)).law(sd.BrownianBridge(sd.covariance(KERNEL, GRID))),
+            lambda: sd.IndependentField(mean=torch.zeros(7, 7)).law(
+                sd.BrownianBridge(sd.covariance(KERNEL, GRID))
+            ),
             ValueError,
-            "must be \\(\\*grid\\)",
+            "must be a number or a field \\(\\*grid\\)",
         ),
     ],
 )
