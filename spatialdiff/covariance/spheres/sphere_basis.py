@@ -103,7 +103,7 @@ class SphereBasis(Basis):
     def _by_order(self, maps: Tensor, values: Tensor) -> Tensor:
         matrices = maps.to(device=values.device, dtype=values.real.dtype)
         parts = torch.view_as_real(values.movedim(-1, -2).contiguous())
-        moved = torch.einsum("mij,...mjp->...mip", matrices, parts)
+        moved: Tensor = torch.einsum("mij,...mjp->...mip", matrices, parts)
         result: Tensor = torch.view_as_complex(moved.contiguous()).movedim(-2, -1)
         return result
 
@@ -114,4 +114,5 @@ def complete(columns: Tensor, count: int) -> Tensor:
     q, r = torch.linalg.qr(columns[:, :count], mode="complete")
     sign = torch.ones(rows, dtype=columns.dtype)
     sign[:count] = torch.where(r.diagonal()[:count] < 0, -1.0, 1.0)
-    return q * sign
+    result: Tensor = q * sign
+    return result
