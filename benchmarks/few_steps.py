@@ -17,11 +17,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import spatialdiff as sd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCES = ("terrain", "temperature")
 NOISES = ("white", "fitted")
@@ -176,41 +179,68 @@ def table(found: dict[tuple[str, str, str, int], list[dict[str, float]]], metric
     return "\n".join(lines)
 
 
-def report(out: Path, sources: list[str]) -> None:
-    """Write `table-<source>.md` and `few-steps-<source>.png`."""
+def summary(found: dict[tuple[str, str, str, int], list[dict[str, float]]], metrics: list[str]) -> str:
+    """For each model and number of calls the solver of the smallest mean error, and that error, by metric."""
+    lines = ["| noise | preconditioning | calls | " + " | ".join(metrics) + " |"]
+    lines.append("|---|---|---:|" + "---|" * len(metrics))
+    for (_, _, name, calls), rows in found.items():
+        if not calls:
+            lines.append(f"| {name} | | | " + " | ".join(cell(rows, metric) for metric in metrics) + " |")
+    for noise, preconditioning, calls in itertools.product(NOISES, PRECONDITIONINGS, CALLS):
+        cells = []
+        for metric in metrics:
+            means = {
+                name: statistics.mean(row[metric] for row in found[noise, preconditioning, name, calls])
+                for name in SAMPLERS
+            }
+            best = min(means, key=lambda name, means=means: means[name])  # type: ignore[misc]
+            cells.append(f"{means[best]:.3f} {best}")
+        lines.append(f"| {noise} | {preconditioning} | {calls} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[tuple[str, str, str, int], list[dict[str, float]]], metrics: list[str]) -> Figure:
+    """Mean error over the seeds against network calls: a row for each model, a column for each metric."""
     from matplotlib.figure import Figure
 
-    from spatialdiff.style import PALETTE, style
+    from spatialdiff.style import GAUSSIAN as GREY
+    from spatialdiff.style import PALETTE, REAL, style
 
+    pairs = list(itertools.product(NOISES, PRECONDITIONINGS))
+    with style():
+        figure = Figure(figsize=(3.0 * len(metrics), 2.5 * len(pairs)), layout="constrained")
+        axes = figure.subplots(len(pairs), len(metrics), squeeze=False, sharey="col", sharex=True)
+        for row, (noise, preconditioning) in zip(axes, pairs, strict=True):
+            row[0].set_ylabel(f"{noise} Γ, {preconditioning}")
+            for axis, metric in zip(row, metrics, strict=True):
+                for number, name in enumerate(SAMPLERS):
+                    seeds = [found[noise, preconditioning, name, calls] for calls in CALLS]
+                    means = [statistics.mean(r[metric] for r in rows) for rows in seeds]
+                    color, dash = PALETTE[number % len(PALETTE)], "-" if number < len(PALETTE) else "--"
+                    axis.plot(CALLS, means, dash, color=color, label=name, marker=".")
+                for name, color in ((GAUSSIAN, GREY), ("floor: real against real", REAL)):
+                    level = max(found["", "", name, 0][0][metric], 1e-4)
+                    axis.axhline(level, color=color, lw=1.2, ls=":", label=name)
+                axis.set_xscale("log", base=2)
+                axis.set_yscale("log")
+                axis.set_xticks(CALLS, [str(calls) for calls in CALLS])
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            axis.set_title(metric)
+        for axis in axes[-1]:
+            axis.set_xlabel("network calls")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def report(out: Path, sources: list[str]) -> None:
+    """Write `summary-<source>.md`, `table-<source>.md` and `few-steps-<source>.png`."""
     for source in sources:
         found = collect(out, source)
-        metrics = list(next(iter(found.values()))[0])
-        (out / f"table-{source}.md").write_text(table(found, metrics) + "\n")
-        pairs = [(noise, p) for noise in NOISES for p in PRECONDITIONINGS]
-        shown = [m for m in metrics if m in METRICS] or metrics
-        with style():
-            figure = Figure(figsize=(3.0 * len(shown), 2.6 * len(pairs)), layout="constrained")
-            axes = figure.subplots(len(pairs), len(shown), squeeze=False, sharey="col")
-            for row, (noise, preconditioning) in zip(axes, pairs, strict=True):
-                for axis, metric in zip(row, shown, strict=True):
-                    for number, name in enumerate(SAMPLERS):
-                        seeds = [found[noise, preconditioning, name, calls] for calls in CALLS]
-                        means = [statistics.mean(r[metric] for r in rows) for rows in seeds]
-                        color, dash = PALETTE[number % len(PALETTE)], "-" if number < len(PALETTE) else "--"
-                        axis.plot(CALLS, means, dash, color=color, label=name, marker=".")
-                    gaussian = found["", "", GAUSSIAN, 0][0][metric]
-                    floor = found["", "", "floor: real against real", 0][0][metric]
-                    axis.axhline(gaussian, color="#9aa5b1", lw=1.2, ls=":", label="fitted Gaussian field")
-                    axis.axhline(max(floor, 1e-4), color="#1d2329", lw=1.2, ls=":", label="floor")
-                    axis.set_xscale("log", base=2)
-                    axis.set_yscale("log")
-                    axis.set_xticks(CALLS, [str(c) for c in CALLS])
-                    axis.set_title(f"{metric}: {noise} Γ, {preconditioning}")
-            for axis in axes[-1]:
-                axis.set_xlabel("network calls")
-            handles, labels = axes[0][0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        figure.savefig(out / f"few-steps-{source}.png", dpi=110)
+        shown = [metric for metric in next(iter(found.values()))[0] if metric in METRICS]
+        (out / f"table-{source}.md").write_text(table(found, shown) + "\n")
+        (out / f"summary-{source}.md").write_text(summary(found, shown) + "\n")
+        draw(found, shown).savefig(out / f"few-steps-{source}.png", dpi=100)
 
 
 def main() -> None:
