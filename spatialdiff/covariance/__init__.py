@@ -27,12 +27,14 @@ from spatialdiff.covariance.grids.masked import MaskedCovariance
 from spatialdiff.covariance.grids.reflection import ReflectionCovariance
 from spatialdiff.covariance.grids.torus import TorusCovariance
 from spatialdiff.covariance.joint import joint_spectrum
+from spatialdiff.covariance.meshes.graph_basis import GraphBasis
 from spatialdiff.covariance.meshes.graph_matern import GraphMaternCovariance
 from spatialdiff.covariance.meshes.spde import SPDECovariance
 from spatialdiff.covariance.points.matrix_free import MatrixFreeCovariance
 from spatialdiff.covariance.points.vecchia import VecchiaCovariance
 from spatialdiff.covariance.report import CovarianceReport
 from spatialdiff.covariance.spheres.sphere import SphereCovariance
+from spatialdiff.covariance.spheres.sphere_basis import SphereBasis
 from spatialdiff.covariance.unbounded.field import UnboundedField
 from spatialdiff.covariance.unbounded.moving_average import MovingAverage
 from spatialdiff.covariance.white import WhiteCovariance, white
@@ -52,6 +54,7 @@ __all__ = [
     "EmbeddingReport",
     "FactorBasis",
     "FourierBasis",
+    "GraphBasis",
     "GraphMaternCovariance",
     "KroneckerCovariance",
     "LowRankCovariance",
@@ -63,6 +66,7 @@ __all__ = [
     "SPDECovariance",
     "ScaledCovariance",
     "SpatialWarning",
+    "SphereBasis",
     "SphereCovariance",
     "SumCovariance",
     "TorusCovariance",

@@ -18,7 +18,7 @@ def fast_basis(gamma: Covariance, what: str) -> Basis:
         raise ValueError(
             f"{what} has coefficients for each mode, and {type(gamma).__name__} (method {gamma.method!r}) on "
             f"{gamma.domain} is diagonal in no fast basis; build Γ with method='torus' on a periodic grid, "
-            "'cosine' on any other, 'graph' on a graph, or a HarmonicCovariance on a sphere that resolves it"
+            "'cosine' on any other, 'graph' on a graph, or on a sphere by SphereCovariance.from_spectrum"
         )
     return basis.spatial if isinstance(basis, ChannelBasis) else basis
 

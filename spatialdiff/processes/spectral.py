@@ -55,7 +55,7 @@ def laplacian_eigenvalues(basis: Basis, *, discrete: bool = False) -> Tensor:
     if not isinstance(basis, FourierBasis | CosineBasis):
         raise ValueError(
             f"the modes of {basis!r} are not those of a Laplacian; build Γ with method='torus' on a periodic "
-            "grid, 'cosine' on any other, 'graph' on a graph, or a HarmonicCovariance on a sphere"
+            "grid, 'cosine' on any other, 'graph' on a graph, or on a sphere by SphereCovariance.from_spectrum"
         )
     if not discrete:
         return (2.0 * math.pi * basis.wavenumbers).square()
@@ -83,7 +83,7 @@ def spectral_basis(gamma: Covariance, what: str, basis: Basis | None = None) -> 
         return GraphBasis(domain)
     raise ValueError(
         f"{what} needs the modes of a Laplacian, and white noise on {domain} is diagonal in no fast basis of "
-        "them; use a grid or a graph, or on a sphere a HarmonicCovariance"
+        "them; use a grid or a graph, or on a sphere SphereCovariance.from_spectrum"
     )
 
 
