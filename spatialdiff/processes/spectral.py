@@ -55,7 +55,7 @@ def laplacian_eigenvalues(basis: Basis, *, discrete: bool = False) -> Tensor:
     if not isinstance(basis, FourierBasis | CosineBasis):
         raise ValueError(
             f"the modes of {basis!r} are not those of a Laplacian; build Γ with method='torus' on a periodic "
-            "grid, 'cosine' on any other, 'graph' on a graph, or on a sphere by SphereCovariance.from_spectrum"
+            "grid, 'cosine' on any other, 'graph' on a graph, on a sphere by SphereCovariance.from_spectrum"
         )
     if not discrete:
         return (2.0 * math.pi * basis.wavenumbers).square()
