@@ -113,5 +113,5 @@ def malda_matrices(variables: int, mass: float) -> tuple[torch.Tensor, torch.Ten
     ones = torch.ones(variables, variables, dtype=torch.float64)
     rest = torch.ones(variables, dtype=torch.float64)
     rest[0] = 0.0
-    law = torch.where(rest > 0, mass, 1.0)
+    law = 1.0 + (mass - 1.0) * rest
     return ones.tril(-1) - ones.triu(1), torch.diag(2.0 * mass**0.5 * rest), torch.diag(law)

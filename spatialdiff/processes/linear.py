@@ -176,26 +176,14 @@ class LinearDiffusion(NoiseProcess):
     def _marginal(self, t: Times) -> Marginal:
         # the coefficients of one time are asked for several times over in one call of a denoiser
         state = [*self.matrices(), self.schedule.integral(self.times(t))]
-        learned = any(value.requires_grad for value in state)
+        if any(value.requires_grad for value in state):
+            return marginal_law(*state)
         if self._last is not None and same_values(self._last[0], state):
-            usable = torch.is_inference_mode_enabled() or not self._last[1].phi.is_inference()
-            # with a graph only for the same tensor of times: one of equal values is another variable
-            made_for = self._last[2]
-            same_graph = not learned if made_for is None else learned and made_for() is t
-            if usable and same_graph:
+            if torch.is_inference_mode_enabled() or not self._last[1].phi.is_inference():
                 return self._last[1]
         found = marginal_law(*state)
-        if not learned:
-            self._last = ([value.clone() for value in state], found, None)
-        elif isinstance(t, Tensor):
-            self._last = ([value.detach().clone() for value in state], found, weakref.ref(t))
-            for value in vars(found).values():  # a backward pass frees the graph
-                if isinstance(value, Tensor) and value.requires_grad:
-                    value.register_hook(self._forget)
+        self._last = ([value.clone() for value in state], found)
         return found
-
-    def _forget(self, gradient: Tensor) -> None:
-        self._last = None
 
     def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
         found = self._marginal(t)
