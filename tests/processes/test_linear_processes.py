@@ -57,7 +57,7 @@ class TestALDA(Stationary):
 
 class MALDACase(Stationary):
     def make(self, gamma):
-        return MALDA(gamma, self.variables, mass=0.25, beta=self.beta)
+        return MALDA(gamma, self.variables, mass=0.3, beta=self.beta)
 
     @property
     def Q(self):
@@ -66,11 +66,11 @@ class MALDACase(Stationary):
 
     @property
     def D(self):
-        return np.diag([0.0] + [1.0] * (self.variables - 1))
+        return np.diag([0.0] + [2.0 * 0.3**0.5] * (self.variables - 1))
 
     @property
     def S(self):
-        return np.diag([1.0] + [0.25] * (self.variables - 1))
+        return np.diag([1.0] + [0.3] * (self.variables - 1))
 
 
 class TestMALDA3(MALDACase):
