@@ -178,9 +178,11 @@ class LinearDiffusion(NoiseProcess):
         state = [*self.matrices(), self.schedule.integral(self.times(t))]
         if any(value.requires_grad for value in state):
             return marginal_law(*state)
-        if self._last is not None and same_values(self._last[0], state):
-            if torch.is_inference_mode_enabled() or not self._last[1].phi.is_inference():
-                return self._last[1]
+        last = self._last
+        # what was made in inference mode is of no use to autograd
+        usable = last is not None and (torch.is_inference_mode_enabled() or not last[1].phi.is_inference())
+        if last is not None and usable and same_values(last[0], state):
+            return last[1]
         found = marginal_law(*state)
         self._last = ([value.clone() for value in state], found)
         return found
