@@ -7,6 +7,7 @@ trace. In the frame `z = exp(-W B(t)) u` it does stop, and no steps are spent on
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,29 +62,29 @@ def integrate(
     from scipy.integrate import solve_ivp
 
     end, sites_ = flow.law.end_time, flow.size
-    shape, options = state.shape, {"dtype": state.dtype, "device": state.device}
+    shape = state.shape
     sign = 1.0 if float(far) > end else -1.0
-    limits = [float(torch.log((t - end).abs())) for t in (near, far)]
+    low, high = (float(torch.log((t - end).abs())) for t in (near, far))
     count = state.numel()
 
     frame = Frame(flow.law)
 
     def time(s: float) -> Tensor:
-        distance = float(np.exp(np.clip(s, *limits)))
+        distance = math.exp(min(max(s, low), high))
         return torch.tensor(end + sign * distance, dtype=torch.float64, device=state.device)
 
     def derivative(s: float, vector: Any) -> Any:
         t = time(s)
         turned = torch.as_tensor(vector[:count], dtype=torch.float64, device=state.device).reshape(shape)
         u = frame.leave(turned, t)
-        velocity, divergence = flow(u.to(**options), t)
+        velocity, divergence = flow(u.to(state.dtype), t)
         moved = frame.enter(velocity.double() - frame.velocity(u, t), t)
         rates = torch.cat([moved.flatten(), divergence.double() / sites_])
         return ((t - end) * rates).cpu().numpy()
 
     first = frame.enter(state.double(), near)
     begin = np.concatenate([first.flatten().cpu().numpy(), np.zeros(len(state))])
-    result = solve_ivp(derivative, limits, begin, method="DOP853", rtol=rtol, atol=atol)
+    result = solve_ivp(derivative, (low, high), begin, method="DOP853", rtol=rtol, atol=atol)
     if not result.success:
         raise RuntimeError(
             f"the probability flow could not be integrated to rtol={rtol:g}, atol={atol:g}: "

@@ -39,11 +39,14 @@ def draw_given_start(
 
     `u = Φ(0,t)(x, v_0) + (L ⊗ I) η` with `L Lᵀ = Σ(0,t)`.
     """
-    options = {"generator": generator, "dtype": x.dtype, "device": x.device}
+
+    def draw() -> Tensor:
+        return process.draw(len(x), x.shape[1], generator=generator, dtype=x.dtype, device=x.device)
+
     phi, sigma = process.transition(torch.zeros_like(t), t)
     root = torch.linalg.cholesky(sigma)
-    start = process.initial_state(x, process.draw(len(x), x.shape[1], **options))
-    noise = process.draw(len(x), x.shape[1], **options)
+    start = process.initial_state(x, draw())
+    noise = draw()
     state = process.mix(phi, start) + process.mix(root, noise)
     return state, process.mix(torch.linalg.inv(root).mT, noise)
 

@@ -125,7 +125,8 @@ class TimeDistribution:
             ends = torch.tensor([low, high], dtype=torch.float64, device=t.device)
             below, above = torch.special.ndtr((ends - self.mean) / self.std)
             normal = torch.exp(-0.5 * ((level - self.mean) / self.std).square())
-            return 0.5 * normal / (math.sqrt(2.0 * math.pi) * self.std * (above - below))
+            density: Tensor = 0.5 * normal / (math.sqrt(2.0 * math.pi) * self.std * (above - below))
+            return density
 
     def levels(self, law: Law) -> tuple[float, float]:
         """The interval of `log(σ/α)` that is used."""

@@ -12,7 +12,7 @@ import spatialdiff.likelihood as lk
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_density_of_gaussian_data(process, gamma):
     """The prior is the marginal at T: N(0, S ⊗ Γ) is further from it than 1e-5."""
-    x = fields(2)
+    x = fields(1)
     flow = lk.probability_flow(
         oracle(process, gamma), x, t0=0.2, samples=2, prior="gaussian", generator=generator(1)
     )
@@ -36,13 +36,13 @@ def close(flow, value, tolerance):
 
 @pytest.mark.parametrize("process", ["VP", "CLD"])
 def test_hutchinson_is_unbiased_and_exact_is_exact(process):
-    x = fields(2)
+    x = fields(1)
     settings = {"control": False, "t0": 0.2, "start": "noised", "prior": "gaussian"}
     full = lk.probability_flow(
         oracle(process), x, divergence="exact", samples=2, generator=generator(2), **settings
     )
     assert close(full, exact(x), 1e-5)
-    drawn = lk.probability_flow(oracle(process), x, samples=32, generator=generator(3), **settings)
+    drawn = lk.probability_flow(oracle(process), x, samples=16, generator=generator(3), **settings)
     assert ((drawn.value - exact(x)).abs() < 5 * drawn.standard_error).all()
     # not for the wrong reason: something was left to chance
     assert (drawn.standard_error > 1e-3).all()
@@ -51,7 +51,7 @@ def test_hutchinson_is_unbiased_and_exact_is_exact(process):
 @pytest.mark.parametrize("process", ["VP", "CLD"])
 def test_the_density_of_a_mixture(process):
     """Not Gaussian: at a start so near the data that the decoder has nothing to add."""
-    x = fields(2) + 3 * MEAN
+    x = fields(1) + 3 * MEAN
     flow = lk.probability_flow(
         mixture(process),
         x,
@@ -61,8 +61,8 @@ def test_the_density_of_a_mixture(process):
         prior="noise",
         t0=0.02 if process == "VP" else 0.1,
         generator=generator(4),
-        rtol=1e-4,
-        atol=1e-4,
+        rtol=1e-3,
+        atol=1e-3,
     )
     assert close(flow, mixture_density(x), 1e-2)
 
