@@ -13,7 +13,6 @@ A and G may differ from mode to mode of a basis in which Γ is diagonal.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +38,8 @@ from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.schedules import BetaSchedule
 
 _MATRICES = ("_drift", "_diffusion", "_stationary", "_initial", "_own_diffusion", "_own_initial")
+#: times whose law is kept: the ends of a step, and one between
+KEPT = 3
 Matrix = Tensor | Sequence[Sequence[float]] | Sequence[Any]
 
 
@@ -100,7 +101,7 @@ class LinearDiffusion(NoiseProcess):
             self.register_buffer("_own_diffusion", own)
             self.register_buffer("_own_initial", None if initial is None else self._initial)
         self._each: tuple[list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
-        self._last: tuple[list[Tensor], Marginal, weakref.ref[Tensor] | None] | None = None
+        self._kept: list[tuple[list[Tensor], Marginal]] = []
         self._table: LevelTable | None = None
         # fails here, not in the first step, where the noise does not reach a variable
         self._marginal(self.horizon)
@@ -174,17 +175,17 @@ class LinearDiffusion(NoiseProcess):
         return linear_moments(drift, diffusion, self.schedule.between(early, late))
 
     def _marginal(self, t: Times) -> Marginal:
-        # the coefficients of one time are asked for several times over in one call of a denoiser
+        # the coefficients at the ends of a step are asked for several times over, in this step and the next
         state = [*self.matrices(), self.schedule.integral(self.times(t))]
         if any(value.requires_grad for value in state):
             return marginal_law(*state)
-        last = self._last
         # what was made in inference mode is of no use to autograd
-        usable = last is not None and (torch.is_inference_mode_enabled() or not last[1].phi.is_inference())
-        if last is not None and usable and same_values(last[0], state):
-            return last[1]
+        any_use = torch.is_inference_mode_enabled()
+        for kept, found in self._kept:
+            if (any_use or not found.phi.is_inference()) and same_values(kept, state):
+                return found
         found = marginal_law(*state)
-        self._last = ([value.clone() for value in state], found)
+        self._kept = [([value.clone() for value in state], found), *self._kept[: KEPT - 1]]
         return found
 
     def marginal(self, t: Times) -> tuple[Tensor, Tensor]:
@@ -284,7 +285,7 @@ class LinearDiffusion(NoiseProcess):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None, "_table": None, "_each": None}
+        return {**self.__dict__, "_kept": [], "_table": None, "_each": None}
 
     def extra_repr(self) -> str:
         return f"variables={self.variables}"
