@@ -37,6 +37,8 @@ class Adaptive(Heun):
     Raises ``RuntimeError`` where the integrator gives up. Not differentiable.
     """
 
+    order = 5
+
     def __init__(
         self,
         denoiser: PosteriorMean,

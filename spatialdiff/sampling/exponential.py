@@ -42,6 +42,8 @@ class DDIM(Solver):
 class Exponential(DDIM):
     """DDIM with the posterior mean extrapolated linearly in log-SNR; `order=2`, or 1: `DDIM`."""
 
+    order = 2
+
     def __init__(
         self, denoiser: PosteriorMean, noise: Noise, condition: Mapping[str, Any], *, order: int = 2
     ) -> None:

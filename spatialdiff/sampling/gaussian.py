@@ -30,6 +30,7 @@ from spatialdiff.sampling.fitted import FittedSolver
 class Gaussian(FittedSolver):
     """`u_s - o_s = φ_s μ + M (u_t - o_t - φ_t μ) + W r`; order 1 or 2, exact for Gaussian data."""
 
+    order = 1
     deterministic = True
 
     def __init__(

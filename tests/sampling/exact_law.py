@@ -11,10 +11,13 @@ import torch
 
 import spatialdiff as sd
 
-
-#: white draws per step of the solvers that use more than one
-DRAWS = {"splitting": 2, "predictor_corrector": 2}
 FLOWS = ("adaptive", "ddim", "euler", "exponential", "gaussian", "heun")
+
+
+def draws_per_step(solver, options):
+    if solver == "predictor_corrector":
+        return 1 + options.get("correctors", 1)
+    return 2 if solver == "splitting" else 1
 
 
 def exact_path_law(denoiser, root, *, times, solver, mean=None, **options):
@@ -26,7 +29,7 @@ def exact_path_law(denoiser, root, *, times, solver, mean=None, **options):
     law = denoiser.law
     shape = tuple(denoiser.covariance.domain.shape)
     size = root.shape[0]
-    draws = 0 if solver in FLOWS else DRAWS.get(solver, 1) * (len(times) - 1)
+    draws = 0 if solver in FLOWS else draws_per_step(solver, options) * (len(times) - 1)
     fields = size * (1 + draws) + 1  # columns of the start, of each draw, and none
     start = torch.zeros(fields, size, dtype=torch.float64)
     start[:size] = root.T
