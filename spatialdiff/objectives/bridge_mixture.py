@@ -130,6 +130,7 @@ class BridgeMixture(nn.Module):
         if self.form == "drift":
             return (given.reverse_drift(state, data, t) - given.reverse_drift(state, x1, t)).square().mean()
         bridge, error = self.denoiser.process, data - x1
+        assert isinstance(bridge, Pinned)
         # the density of t is that of log I times the rate of log I
         weight = 0.5 * bridge.path_rate(t) / path_density(self.times, given, t)
         squared = (given.scale(weight, error) * self.denoiser.covariance.solve(error)).flatten(1).sum(1)

@@ -11,8 +11,6 @@ from spatialdiff.processes.couplings import (
     Noised,
     Paired,
     as_coupling,
-    started_law,
-    time_reversal,
 )
 from spatialdiff.processes.law import Law
 from spatialdiff.processes.learned import LearnedDiffusion
@@ -21,7 +19,9 @@ from spatialdiff.processes.linear import LinearDiffusion
 from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.paths import CosinePath, LinearPath, RectifiedPath, SignalPath
 from spatialdiff.processes.pinned import LinearBridge
-from spatialdiff.processes.pinned_law import PairedPinnedLaw, PinnedLaw
+from spatialdiff.processes.pinned_law import PinnedLaw
+from spatialdiff.processes.pinned_pairs import PairedPinnedLaw
+from spatialdiff.processes.reversal import time_reversal
 from spatialdiff.processes.scalar import ScalarLaw
 from spatialdiff.processes.schedules import (
     BetaSchedule,
@@ -49,6 +49,7 @@ from spatialdiff.processes.spectral import (
     StochasticHeat,
     laplacian_eigenvalues,
 )
+from spatialdiff.processes.starts import started_law
 
 __all__ = [
     "ALDA",

@@ -27,46 +27,12 @@ from torch import Tensor
 from spatialdiff.processes.bridge_law import BridgeLaw, PairedLaw
 from spatialdiff.processes.bridges import Bridge, Pinned
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.linear import LinearDiffusion
 from spatialdiff.processes.noise import NoiseProcess
-from spatialdiff.processes.paths import LinearPath
 from spatialdiff.processes.pinned import LinearBridge
-from spatialdiff.processes.pinned_law import PairedPinnedLaw, PinnedLaw
-from spatialdiff.processes.schedules import ReversedBeta
+from spatialdiff.processes.pinned_law import PinnedLaw
+from spatialdiff.processes.pinned_pairs import PairedPinnedLaw
 from spatialdiff.processes.signal import SignalProcess
-
-
-def started_law(bridge: Pinned, value: Tensor | float = 0.0, std: float = 0.0) -> BridgeLaw | PinnedLaw:
-    """The law of a bridge whose data variable starts from ``N(value, std² Γ)``, independent of the end.
-
-    ``value`` is a number, ``(*grid)``, ``(C, *grid)`` or a batch ``(B, C, *grid)``, one for each field.
-    """
-    if isinstance(bridge, LinearBridge):
-        return PinnedLaw(bridge, value=value, std=std)
-    assert isinstance(bridge, Bridge)
-    return BridgeLaw(bridge, value=value, std=std)
-
-
-def start_field(value: Tensor | float, what: str) -> Tensor:
-    """``value`` as a finite float64 tensor; else ``ValueError``."""
-    field = torch.as_tensor(value, dtype=torch.float64)
-    if not bool(torch.isfinite(field).all()):
-        raise ValueError(
-            f"{what} is not finite; it must be a finite number or field (fill or krige it first)"
-        )
-    return field
-
-
-def check_start(value: Tensor, bridge: Pinned, what: str) -> None:
-    """Raise ``ValueError`` unless ``value`` is a number or a field of the bridge's grid."""
-    shape = tuple(bridge.covariance.domain.shape)
-    if value.ndim not in (0, len(shape), len(shape) + 1) or (
-        value.ndim and tuple(value.shape[-len(shape) :]) != shape
-    ):
-        raise ValueError(
-            f"{what} has shape {tuple(value.shape)}; "
-            f"it must be a number or a field (*grid) or (C, *grid) with grid {shape}"
-        )
+from spatialdiff.processes.starts import check_start, start_field, started_law
 
 
 class Coupling(ABC):
@@ -312,41 +278,3 @@ def as_coupling(coupling: Coupling | str) -> Coupling:
             f"unknown coupling {coupling!r}; known: {', '.join(sorted(named))}, or a Coupling object"
         )
     return named[coupling]()
-
-
-def time_reversal(process: NoiseProcess) -> tuple[Pinned, Noised]:
-    r"""The bridge and the coupling whose mixture, at time T - t, is the reverse-time SDE of ``process``.
-
-    The path from noised to clean data, given both, is a bridge of the same reference under the reversed β;
-    and with :math:`\sigma_t^2 = (1 - \alpha_t^2)/(2\theta)` the drift of the mixture,
-    :math:`-\theta\beta X + \beta\alpha_t(D - \alpha_t X)/\sigma_t^2`, is that of the reverse SDE,
-    :math:`\theta\beta X + \beta(\alpha_t D - X)/\sigma_t^2`.
-
-    For K variables the path given the data is the stationary process conditioned on its data variable, whose
-    reversal has the drift matrix :math:`S A^\top S^{-1}` and the same noise: it is pinned in the data.
-
-    Raises ``TypeError`` for ``Cosine`` and ``Rectified``, which no β schedule on a closed interval gives, and
-    ``ValueError`` for several variables without a stationary law, or that do not start in it.
-    """
-    if isinstance(process, LinearDiffusion):
-        drift, diffusion, initial = process.matrices()
-        law = process.stationary
-        if law is None or not torch.allclose(initial[..., 1:, 1:], law[..., 1:, 1:], rtol=1e-9, atol=1e-12):
-            raise ValueError(
-                "time reversal as a bridge needs a stationary law from which the auxiliary variables start "
-                "(initial= left out), independent of the data variable"
-            )
-        if float(law[..., 0, 1:].abs().sum()) > 1e-12 * float(law.abs().max()):
-            raise ValueError("the stationary law couples the data variable with the auxiliary ones")
-        backward = torch.linalg.solve(law, (law @ drift.mT).mT).mT
-        reference = LinearDiffusion(
-            process.covariance, backward, diffusion, beta=ReversedBeta(process.schedule), basis=process.basis
-        )
-        return LinearBridge(reference), Noised.of(process)
-    path = process.schedule if isinstance(process, SignalProcess) else None
-    if not isinstance(path, LinearPath):
-        raise TypeError(
-            f"{type(process).__name__} has no beta schedule; time_reversal needs VP, VE, BrownianMotion, "
-            "OrnsteinUhlenbeck or a LinearDiffusion"
-        )
-    return Bridge(process.covariance, ReversedBeta(path.beta), path.theta), Noised.of(process)

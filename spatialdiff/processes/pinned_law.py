@@ -17,8 +17,6 @@ grows by :math:`\dot I = p^\top Q\,(2 w J - p)`, and the relative entropy betwee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,54 +27,10 @@ from spatialdiff.processes.law import Law
 from spatialdiff.processes.marginals import weighted_mean
 from spatialdiff.processes.pinned import LinearBridge
 from spatialdiff.processes.pinned_levels import BridgeLevels
-from spatialdiff.processes.pinned_moments import PinnedMoments, eye_like
+from spatialdiff.processes.pinned_statistic import Coefficients
 
 #: the time, relative to the horizon, whose statistic stands for that of a start without information
 INSIDE = 1e-7
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """What the law is made of at times ``t``; the fields of ``moments`` are in the coordinates ``T u``."""
-
-    moments: PinnedMoments
-    phi: Tensor  # T φ, (…, K, 1)
-
-    @cached_property
-    def singular(self) -> Tensor:
-        """Where the covariance of the state is singular: at an end, or at a fixed start."""
-        return (self.moments.inner.diagonal(dim1=-2, dim2=-1) <= 0).any(-1)[..., None, None]
-
-    @cached_property
-    def inner(self) -> Tensor:
-        return torch.where(self.singular, eye_like(self.moments.inner), self.moments.inner)
-
-    @cached_property
-    def whitened(self) -> Tensor:
-        """``L'⁻¹ T φ`` ``(…, K, 1)``, whose square is I; 0 where the state says nothing or everything."""
-        solved = torch.linalg.solve_triangular(self.inner, self.phi, upper=False)
-        return torch.where(self.singular, 0.0, solved)
-
-    @cached_property
-    def information(self) -> Tensor:
-        return self.whitened.square().sum((-2, -1))
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """``Σ⁻¹φ/√I`` ``(…, K)``, not at all where I = 0."""
-        known = self.information > 0
-        unit = self.whitened / torch.where(known, self.information, 1.0).sqrt()[..., None, None]
-        pull = torch.linalg.solve_triangular(self.inner.mT, unit, upper=True)
-        return (self.moments.carry.mT @ pull)[..., 0]
-
-    @cached_property
-    def precision(self) -> Tensor:
-        whitening = torch.linalg.solve_triangular(self.inner, self.moments.carry, upper=False)
-        return whitening.mT @ whitening
-
-    @cached_property
-    def root(self) -> Tensor:
-        return self.moments.root()
 
 
 class PinnedLaw(Law):
@@ -301,24 +255,6 @@ class PinnedLaw(Law):
         score = self.mix(self.bridge.diffusion_matrix(t), self.gamma_score(u, t, data))
         return self.reverse_drift(u, data, t) - 0.5 * score
 
-
-class PairedPinnedLaw(PinnedLaw):
-    """The law of pairs (start, data): coefficients given *both* ends, the auxiliary start integrated out.
-
-    Steps, drifts and log-SNR need no more; what needs the mean given x_τ alone raises ``RuntimeError``.
-    """
-
-    closed_form = False
-
-    def offset(self, t: Times) -> Tensor:
-        raise RuntimeError(
-            "the law of a paired bridge given the data alone has no closed form: its mean depends on x0. Use "
-            "prediction='data' with preconditioning='none', and the 'bridge' or 'euler_maruyama' solver"
-        )
-
-    def offset_rate(self, t: Times) -> Tensor:
-        return self.offset(t)
-
     def start(
         self,
         shape: int | Sequence[int],
@@ -332,7 +268,21 @@ class PairedPinnedLaw(PinnedLaw):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """``(x_0, v_0)`` for given ``initial`` fields x_0 ``(*shape, C, *grid)``; v_0 is drawn."""
+        """As for every law; or ``(x_0, v_0)`` for ``initial`` fields x_0 ``(*shape, C, *grid)``, v_0 drawn.
+
+        Pairs need them; raises ``ValueError`` without, and for another shape or time.
+        """
+        if initial is None and self.closed_form:
+            return super().start(
+                shape,
+                channels,
+                time=time,
+                data=data,
+                white=white,
+                generator=generator,
+                dtype=dtype,
+                device=device,
+            )
         lead = (shape,) if isinstance(shape, int) else tuple(shape)
         needed = (*lead, channels, *self.covariance.domain.shape)
         if initial is None or tuple(initial.shape) != needed:

@@ -45,7 +45,8 @@ class PinnedMoments:
 
     def back(self, value: Tensor) -> Tensor:
         """``T⁻¹ value`` for columns ``(…, K, m)``."""
-        return torch.linalg.solve(self.carry, value)
+        solved: Tensor = torch.linalg.solve(self.carry, value)
+        return solved
 
     def root(self) -> Tensor:
         """Lower L of the covariance of u_t itself."""
@@ -63,7 +64,8 @@ def lower_factor(factor: Tensor) -> Tensor:
     safe = torch.where(size > 0, size, 1.0)
     triangle = torch.linalg.qr((factor / safe).mT).R.mT
     signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
-    return safe * triangle * signs[..., None, :]
+    scaled: Tensor = safe * triangle * signs[..., None, :]
+    return scaled
 
 
 def solve_covariance(matrix: Tensor, value: Tensor) -> Tensor:
