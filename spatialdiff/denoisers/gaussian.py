@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spatialdiff.covariance import Covariance, joint_spectrum
+from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis, ChannelBasis
 from spatialdiff.denoisers.base import PosteriorMean
+from spatialdiff.denoisers.krylov import model_spectrum
 from spatialdiff.denoisers.resolve import resolve_channels, resolve_law
 from spatialdiff.processes import Law
 
@@ -79,7 +80,9 @@ class GaussianModel(nn.Module):
         self._cache: tuple[list[Tensor], tuple[Basis, Tensor, Tensor]] | None = None
         self._gamma = (gamma,)  # a tuple: Γ belongs to the process, and is not to be registered twice
         self.data_covariance = covariance
-        self.register_buffer("mean", None if mean is None else torch.as_tensor(mean))
+        number = isinstance(mean, float | int)
+        given = torch.tensor(mean, dtype=torch.float64) if number else mean
+        self.register_buffer("mean", None if given is None else torch.as_tensor(given))
 
     @property
     def gamma(self) -> Covariance:
@@ -91,11 +94,11 @@ class GaussianModel(nn.Module):
         assert self.data_covariance is not None
         parts = (self.gamma, self.data_covariance)
         if torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters()):
-            return joint_spectrum(*parts)
+            return model_spectrum(*parts)
         state = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
         if self._cache is None or not unchanged(self._cache[0], state):
             with torch.inference_mode(False), torch.no_grad():
-                self._cache = ([tensor.detach().clone() for tensor in state], joint_spectrum(*parts))
+                self._cache = ([tensor.detach().clone() for tensor in state], model_spectrum(*parts))
         return self._cache[1]
 
     def __getstate__(self) -> dict[str, Any]:
