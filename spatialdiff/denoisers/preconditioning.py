@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis
 from spatialdiff.denoisers.gaussian import GaussianModel, Moments, positive
+from spatialdiff.denoisers.krylov import KrylovBasis
 from spatialdiff.denoisers.predictions import to_data, to_target
 from spatialdiff.domains import Domain
 from spatialdiff.processes import Law
@@ -140,20 +141,28 @@ class GaussianResidual(Preconditioning):
         if orthonormal(moments.basis):
             return moments.basis.multiply(x, scale.to(x.dtype))
         coloured = moments.basis.multiply(x, (scale * moments.gamma.sqrt()).to(x.dtype))
-        return self.model.gamma.whiten(coloured)
+        return self.model.gamma.whiten(coloured) if self.whitens else coloured
 
     def unflatten(self, x: Tensor, scale: Tensor, moments: Moments) -> Tensor:
         """White `x` to a field of covariance `scale²` per mode."""
         if orthonormal(moments.basis):
             return moments.basis.multiply(x, scale.to(x.dtype))
-        return moments.basis.multiply(self.model.gamma.color(x), (scale / moments.gamma.sqrt()).to(x.dtype))
+        coloured = self.model.gamma.color(x) if self.whitens else x
+        return moments.basis.multiply(coloured, (scale / moments.gamma.sqrt()).to(x.dtype))
+
+    @property
+    def whitens(self) -> bool:
+        """Whether Γ has a square root to whiten with; else fields of covariance Γ stand for white ones."""
+        return tuple(self.model.gamma.factor_shape) == tuple(self.model.gamma.event_shape)
 
 
 def check_residual(model: GaussianModel) -> None:
-    """Raise `ValueError` unless Γ and the data's covariance share a basis, and, where that is dense, Γ
-    whitens.
+    """Raise `ValueError` unless Γ and the data's covariance share a basis and, where that is dense, Γ
+    whitens; or the grid is so large that functions of the two go by Lanczos (`krylov`).
     """
     basis, _, _ = model.spectra()
+    if isinstance(basis, KrylovBasis):
+        return
     if not orthonormal(basis) and tuple(model.gamma.factor_shape) != tuple(model.gamma.event_shape):
         raise ValueError(
             f"preconditioning='wiener' with a {type(model.gamma).__name__} and these data has no common "
