@@ -1,8 +1,8 @@
 r"""Functions of ``A = C Γ⁻¹`` by Lanczos, where Γ and the data's covariance share no fast basis.
 
-What the Gaussian model multiplies by (gain, flow map, posterior root) is a function of ``ρ = c/γ`` per mode
-of the pencil ``C w = ρ Γ w``, that is ``f(A) x``. A is self-adjoint in ``⟨x, y⟩ = xᵀΓ⁻¹y``; k steps of Lanczos
-from x, one product with C and one solve with Γ each, give ``V``, orthonormal in that product, and
+What a Gaussian model multiplies by (gain, flow map, root) is a function of ``ρ = c/γ`` per mode
+of the pencil ``C w = ρ Γ w``, that is ``f(A) x``. A is self-adjoint in ``⟨x, y⟩ = xᵀΓ⁻¹y``; k steps of
+Lanczos from x, one product with C and one solve with Γ each, give ``V``, orthonormal in that product, and
 ``T = S diag(θ) Sᵀ``, with
 
 .. math:: f(A)\,x \approx \lVert x\rVert\, V S f(\theta) S^\top e_1 .
@@ -203,8 +203,9 @@ class KrylovBasis(Basis):
     @property
     def weights(self) -> Tensor:
         raise ValueError(
-            "Γ and the data's covariance share no fast basis, so that how many modes there are of each "
-            "variance is not known; give both one structure (method='torus' on a periodic grid, 'cosine' on any other)"
+            "Γ and the data's covariance share no fast basis: how many modes there are of each "
+            "variance is not known; give both one structure (method='torus' on a periodic grid, "
+            "'cosine' on any other)"
         )
 
     def __eq__(self, other: object) -> bool:

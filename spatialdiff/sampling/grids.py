@@ -10,9 +10,9 @@ r"""Time grids: `steps` intervals from a law's start to its end, in float64.
 
 `"log_snr"`, `"edm"` and `"fitted"` are laid out as if they ended at `σ/α = σ_min`; their last time is then
 the end itself, where `σ = 0`. A start with no signal (`σ/α` infinite: `Cosine`, `Rectified`, bridges) is kept
-as it is, and the rest laid out from `σ_max` on. The noise levels are those of Γ: with Γ of unit variance,
-standard deviations at one site; for several variables or modes those of the sufficient statistic, averaged over modes
-(`Law.log_snr`).
+as it is, and the rest laid out from `σ_max` on. Noise levels are those of Γ: with Γ of unit variance,
+standard deviations at one site; for several variables or modes those of the sufficient statistic, averaged
+over modes (`Law.log_snr`).
 """
 
 from __future__ import annotations

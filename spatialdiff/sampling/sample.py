@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from spatialdiff.denoisers.base import PosteriorMean
-from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.sampling.adaptive import Adaptive
 from spatialdiff.sampling.ancestral import Ancestral
 from spatialdiff.sampling.base import Noise, Solver, White
@@ -71,9 +70,10 @@ def sample(
             of the probability flow `"ddim"`, `"exponential"` (`order=1|2`), `"euler"`, `"heun"`, `"adaptive"`
             (`rtol=`, `atol=`, `method=`, `report=`), `"gaussian"` (`order=1|2`,
             `residual="endpoint"|"plain"`, `data=`).
-        grid: `"log_snr"`, `"uniform"`, `"edm"` (see `time_grid`), or the times themselves; `"fitted"` is
-            `"log_snr"` over the noise levels at which the fitted data emerge (`noise_range` of the Gaussian
-            model), in place of `sigma_min` and `sigma_max`.
+        grid: `"log_snr"`, `"uniform"`, `"quadratic"`, `"edm"` (see `time_grid`), or the times themselves;
+            `"fitted"` is `"log_snr"` over the noise levels at which the fitted data emerge (`noise_range` of
+            the Gaussian model), in place of `sigma_min` and `sigma_max`; `"optimised"` the times of least
+            exact Wasserstein-2 error of the solver on the fitted Gaussian, searched for in every call.
         generator: source of every random number.
         start: the initial states `(n, K*C, *grid)` instead of drawn ones; needed by a bridge with coupling
             `"paired"`, there also the data variable `(n, C, *grid)` alone.
@@ -110,10 +110,18 @@ def sample(
             given["start"] = start
     draws = Noise(denoiser.law, n, denoiser.channels, generator=generator, white=noise)
     method = SOLVERS[solver](denoiser, draws, given, **options)
-    if isinstance(grid, str) and grid == "fitted":
-        grid, (sigma_min, sigma_max) = "log_snr", fitted_range(denoiser, method)
+    model = getattr(method, "model", None) or getattr(denoiser, "gaussian", None)
     times = time_grid(
-        method.law, steps, grid, start=method.start_time, sigma_min=sigma_min, sigma_max=sigma_max
+        method.law,
+        steps,
+        grid,
+        start=method.start_time,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        model=model,
+        solver=solver,
+        options=options,
+        channels=denoiser.channels,
     ).to(denoiser.covariance.device)
     with evaluation_mode(denoiser):
         u = method.start() if start is None else initial_state(start, method)
@@ -132,17 +140,6 @@ def initial_state(start: Tensor, method: Solver) -> Tensor:
     if start.shape[1] == law.variables * channels:
         return state
     return law.start(len(start), channels, initial=state, white=method.noise.draw_white())
-
-
-def fitted_range(denoiser: PosteriorMean, solver: Solver) -> tuple[float, float]:
-    """The noise range of the solver's Gaussian model, or of the denoiser's."""
-    model = getattr(solver, "model", None) or getattr(denoiser, "gaussian", None)
-    if not isinstance(model, GaussianModel):
-        raise ValueError(
-            "grid='fitted' needs the fitted Gaussian law of the data: build the Denoiser with data= the "
-            "result of sd.fit, or choose grid='log_snr'"
-        )
-    return model.noise_range()
 
 
 def check_start(start: Tensor, n: int, denoiser: PosteriorMean) -> None:

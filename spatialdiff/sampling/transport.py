@@ -11,8 +11,8 @@ Gaussian with
 :math:`w_k` the number of orthonormal modes that coefficient k stands for (Pierret & Galerne,
 arXiv 2405.14250, for white noise and K = 1). The transfer coefficients T are the responses of the solver's
 own code to unit draws, one per row of a batch, with the modes side by side (``modal``); the mean is its
-response to none, on the domain itself. Where the basis is not orthonormal (correlated channels, dense covariances) the
-distance is that of Bures,
+response to none, on the domain itself. Where the basis is not orthonormal (correlated channels, dense covariances)
+the distance is that of Bures,
 :math:`\mathrm{tr}\,C + \mathrm{tr}\,\hat C - 2\,\lVert C^{1/2}\hat C^{1/2}\rVert_*`.
 """
 
@@ -46,7 +46,8 @@ class TransportError:
         relative: ``error`` over ``√tr C``, the root mean square norm of a centred field.
         mean_error: ``|μ̂ - μ|``, the part of the mean.
         per_mode: ``w_k (√ĉ_k - √c_k)²`` ``(*modes)`` or ``(C, *modes)``, whose sum is
-            ``error² - mean_error²`` (for ``C`` channels alike, 1/C of it); None where modes are not orthogonal.
+            ``error² - mean_error²`` (for ``C`` channels alike, 1/C of it); None where modes are not
+            orthogonal.
         output, data: ``ĉ_k`` and ``c_k``, the variance of each mode of the output and of the data.
         times: the times of the steps, ``(steps + 1,)``.
         basis: of the modes.
