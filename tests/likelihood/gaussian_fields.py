@@ -8,14 +8,14 @@ from spatialdiff.processes import ALDA, CLD, MALDA, LinearDiffusion
 
 GRID = sd.Grid((2, 4))
 SITES = 8
-MEAN = torch.full((1, 2, 4), 0.3, dtype=torch.float64)
+MEAN = torch.full((1, 2, 4), 0.1, dtype=torch.float64)
 
 
 def covariance(kernel):
     return sd.covariance(kernel, GRID, method="cosine").double().requires_grad_(False)
 
 
-DATA = covariance(Matern(nu=0.5, lengthscale=1.0, variance=1.2))
+DATA = covariance(Matern(nu=0.5, lengthscale=1.0, variance=0.7))
 GAMMAS = {
     "white": sd.white(GRID).double(),
     "matern": covariance(Matern(nu=1.5, lengthscale=1.0)),

@@ -109,20 +109,20 @@ class Mixture(nn.Module):
 
 def mixture(process, **options):
     law = PROCESSES[process](GAMMAS["matern"])
-    parts = [sd.oracles.GaussianDenoiser(law, DATA, sign * 4 * MEAN) for sign in (-1, 1)]
+    parts = [sd.oracles.GaussianDenoiser(law, DATA, sign * 12 * MEAN) for sign in (-1, 1)]
     return sd.Denoiser(Mixture(parts), law, **options)
 
 
 def mixture_density(x):
     c = DATA.to_dense()
-    laws = [torch.distributions.MultivariateNormal(sign * 4 * MEAN.flatten(), c) for sign in (-1, 1)]
+    laws = [torch.distributions.MultivariateNormal(sign * 12 * MEAN.flatten(), c) for sign in (-1, 1)]
     return torch.logsumexp(torch.stack([law.log_prob(x.flatten(1)) for law in laws]), 0) - math.log(2)
 
 
 @pytest.mark.parametrize("process", ["VP", "CLD"])
 def test_exact_for_a_mixture_and_the_control_variate_changes_no_expectation(process):
     """The exact posterior mean of non-Gaussian data: the bound is the density, up to the decoder's shape."""
-    x = fields(2) + 3 * MEAN
+    x = fields(2) + 9 * MEAN
     plain = mixture(process)
     fitted = mixture(process, data=(torch.zeros(1, *GRID.shape, dtype=torch.float64), DATA))
     bounds = {}

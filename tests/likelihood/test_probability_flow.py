@@ -51,7 +51,7 @@ def test_hutchinson_is_unbiased_and_exact_is_exact(process):
 @pytest.mark.parametrize("process", ["VP", "CLD"])
 def test_the_density_of_a_mixture(process):
     """Not Gaussian: at a start so near the data that the decoder has nothing to add."""
-    x = fields(1) + 3 * MEAN
+    x = fields(1) + 9 * MEAN
     flow = lk.probability_flow(
         mixture(process),
         x,
