@@ -92,6 +92,11 @@ class LinearDiffusion(NoiseProcess):
             basis = fast_basis(first, type(self).__name__) if basis is None else basis
             self.basis = check_basis(first, basis, type(self).__name__)
             shape = (*basis.modes, self.variables, self.variables)
+            for name, given in (("A", drift), ("G", diffusion)):
+                if given.ndim > 2 and given.shape != shape:
+                    raise ValueError(
+                        f"{name} has shape {tuple(given.shape)}; for the modes of {basis!r} it is {shape}"
+                    )
             drift, diffusion = drift.expand(shape), diffusion.expand(shape)
         self.register_buffer("_drift", drift.contiguous())
         self.register_buffer("_diffusion", diffusion.contiguous())

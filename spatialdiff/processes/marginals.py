@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance.basis import Basis
-from spatialdiff.processes.moments import cholesky_root, linear_moments, lower, psd_root
+from spatialdiff.processes.moments import SINGULAR, cholesky_root, linear_moments, lower, psd_root
 
 #: b‖A‖ below which the noise is carried back to time 0
 SHORT = 0.5
@@ -138,6 +138,9 @@ def marginal_law(drift: Tensor, diffusion: Tensor, initial: Tensor, b: Tensor) -
         pull = torch.where(short[..., None], torch.where(at_data[..., None], 0.0, near_pull), pull)
         near = torch.where(at_data, torch.inf, unit.square().sum((-2, -1)))
         information = torch.where(short, near, information)
+    unreached = (root.detach().diagonal(dim1=-2, dim2=-1) <= 0.0).any(-1) & ~at_data
+    if bool(unreached.any()):
+        raise ValueError(SINGULAR)
     return Marginal(phi, sigma, root, pull, information)
 
 

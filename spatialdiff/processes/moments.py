@@ -21,6 +21,10 @@ from torch import Tensor
 
 #: terms of the series: with ``h ‖A‖ ≤ 1/2`` the first one left out is below 1/25! of the first
 TERMS = 24
+SINGULAR = (
+    "the covariance of the variables is singular: the noise does not reach all of them (or the time is too "
+    "short for float64 to tell them apart); drive every variable, directly or through A"
+)
 
 
 def linear_moments(drift: Tensor, diffusion: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,10 +81,7 @@ def cholesky_root(matrix: Tensor) -> Tensor:
     scale, correlation = _correlations(matrix)
     root, failed = torch.linalg.cholesky_ex(correlation)
     if bool(failed.any()):
-        raise ValueError(
-            "the covariance of the variables is singular: the noise does not reach all of them (or the time "
-            "is too short for float64 to tell them apart); drive every variable, directly or through A"
-        )
+        raise ValueError(SINGULAR)
     return scale[..., None] * root
 
 
