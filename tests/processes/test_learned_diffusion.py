@@ -68,6 +68,7 @@ class TestLearnedDiffusion3(LearnedCase):
 
 class TestLearnedScalar(LearnedCase):
     variables = 1
+    learn = ("D", "S", "beta")
 
 
 class TestLearnedTimeOfCLD(LinearProcessCase):

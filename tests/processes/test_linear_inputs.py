@@ -1,0 +1,134 @@
+"""Linear processes refuse what is none: each message says what was given and what is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from moments import dense_gamma, normal, torus_gamma
+
+from spatialdiff.covariance import CosineCovariance, TorusCovariance, white
+from spatialdiff.domains import Grid
+from spatialdiff.kernels import Exponential
+from spatialdiff.processes import ALDA, CLD, MALDA, ConstantBeta, LinearDiffusion
+
+F64 = torch.float64
+STABLE = [[-1.0, 0.5], [-0.5, -1.0]]
+NOISE = [[1.0, 0.0], [0.0, 1.0]]
+SKEW = [[0.0, -1.0], [1.0, 0.0]]
+IDENTITY = [[1.0, 0.0], [0.0, 1.0]]
+
+
+def other(grid=(6, 4)):
+    return TorusCovariance(Exponential(1.1, 0.5), Grid(grid, periodic=True)).double()
+
+
+@pytest.mark.parametrize(
+    ("A", "G", "message"),
+    [
+        ([[0.2, 1.0], [-1.0, 0.1]], NOISE, "A is unstable: an eigenvalue has real part 0.15"),
+        ([[1.0]], [[1.0]], "A is unstable: an eigenvalue has real part 1"),
+        (STABLE, [[1.0, 2.0], [2.0, 1.0]], "G is not positive semi-definite: its smallest eigenvalue is -1"),
+        (STABLE, [[1.0, 0.5], [0.0, 1.0]], "G is not symmetric"),
+        (STABLE, [[1.0]], "A acts on 2 variables and G on 1; they must agree"),
+        ([[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], NOISE, r"A has shape \(2, 3\)"),
+        ([[-1.0, float("nan")], [0.0, -1.0]], NOISE, "A holds values that are not finite"),
+        ([[-1.0, 0.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, 0.0]], "the noise does not reach all of them"),
+    ],
+)
+def test_matrices(A, G, message):
+    with pytest.raises(ValueError, match=message):
+        LinearDiffusion(dense_gamma(), A, G, beta=ConstantBeta(1.0, 5.0), initial=[0.0] * (len(A) - 1))
+
+
+@pytest.mark.parametrize(
+    ("Q", "D", "S", "message"),
+    [
+        ([[0.0, 1.0], [1.0, 0.0]], IDENTITY, IDENTITY, "Q is not skew-symmetric; write it as M - Mᵀ"),
+        (SKEW, [[1.0, 2.0], [2.0, 1.0]], IDENTITY, "D is not positive semi-definite.*write it as L Lᵀ"),
+        (SKEW, [[1.0, 0.3], [0.0, 1.0]], IDENTITY, "D is not symmetric"),
+        (
+            SKEW,
+            IDENTITY,
+            [[1.0, 0.0], [0.0, 0.0]],
+            "S is not positive definite: .* eigenvalue is 0",
+        ),
+        (
+            SKEW,
+            IDENTITY,
+            [[1.0, 2.0], [2.0, 1.0]],
+            "S is not positive definite: .* eigenvalue is -1",
+        ),
+        (SKEW, IDENTITY, [[1.0, 0.5], [0.0, 1.0]], "S is not symmetric"),
+        (SKEW, IDENTITY, [[1.0]], "Q, D and S act on 2, 2 and 1 variables"),
+    ],
+)
+def test_stationary_laws(Q, D, S, message):
+    with pytest.raises(ValueError, match=message):
+        LinearDiffusion.from_stationary(dense_gamma(), Q, D, S)
+
+
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], r"initial has shape \(2, 2\); V_0 is \(1, 1\), or 1 variances"),
+        ([-0.5], "initial is not a covariance of 1 variables"),
+    ],
+)
+def test_initial_laws(initial, message):
+    with pytest.raises(ValueError, match=message):
+        CLD(dense_gamma(), initial=initial)
+
+
+def test_parameters_of_the_named_processes():
+    gamma = dense_gamma()
+    for make, name in (
+        (lambda: CLD(gamma, mass=0.0), "mass was 0"),
+        (lambda: ALDA(gamma, friction=-1.0), "friction was -1"),
+        (lambda: ALDA(gamma, coupling=float("inf")), "coupling was inf"),
+        (lambda: MALDA(gamma, mass=float("nan")), "mass was nan"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            make()
+    with pytest.raises(ValueError, match="variables=1; an auxiliary variable needs at least 2"):
+        MALDA(gamma, variables=1)
+
+
+def test_modes_need_a_fast_basis_and_their_shape():
+    A = torch.tensor(STABLE, dtype=F64).expand(6, 3, 2, 2)
+    G = torch.tensor(NOISE, dtype=F64)
+    process = LinearDiffusion(torus_gamma(), A, G, beta=ConstantBeta(1.0))
+    assert process.basis == torus_gamma().basis
+    with pytest.raises(ValueError, match="is diagonal in no fast basis; build Γ with method='torus'"):
+        LinearDiffusion(dense_gamma(), A, G, beta=ConstantBeta(1.0))
+    with pytest.raises(
+        ValueError, match=r"A has shape \(4, 3, 2, 2\); for .* it is \(6, 3, 2, 2\)"
+    ):
+        LinearDiffusion(torus_gamma(), A[:4], G, beta=ConstantBeta(1.0))
+
+
+def test_one_covariance_per_variable():
+    gamma = torus_gamma()
+    with pytest.raises(ValueError, match="2 covariances for 3 variables; give one, or one for each"):
+        MALDA((gamma, other()), variables=3)
+    with pytest.raises(ValueError, match="one covariance per variable needs covariances without channels"):
+        CLD((torus_gamma(channels=2), torus_gamma(channels=2)))
+    with pytest.raises(ValueError, match="all of them white: give one, and scale G instead"):
+        CLD((white(Grid((6, 4))), white(Grid((6, 4)))))
+    with pytest.raises(ValueError, match="is diagonal in no fast basis"):
+        CLD((dense_gamma(), dense_gamma()))
+    with pytest.raises(ValueError, match="and Γ lives on"):
+        CLD((gamma, other((4, 4))))
+    cosine = CosineCovariance(Exponential(1.1, 0.5), Grid((6, 4), periodic=True)).double()
+    with pytest.raises(ValueError, match="has coefficients for the modes of"):
+        CLD((gamma, cosine))
+
+
+def test_a_path_needs_its_draws():
+    process = CLD(torus_gamma())
+    x, times = normal(2, 1, 6, 4), torch.tensor([0.2, 0.5], dtype=F64)
+    with pytest.raises(ValueError, match="white has 2 draws; this path needs 3, one for each time"):
+        process.simulate(x, times, white=normal(2, 2, 2, 6, 4))
+    with pytest.raises(ValueError, match="times of this process lie in"):
+        process.simulate(x, [0.5, 2.0])
+    with pytest.raises(ValueError, match="must be a non-empty, non-decreasing vector"):
+        process.simulate(x, [])
