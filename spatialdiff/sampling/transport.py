@@ -11,8 +11,8 @@ Gaussian with
 :math:`w_k` the number of orthonormal modes that coefficient k stands for (Pierret & Galerne,
 arXiv 2405.14250, for white noise and K = 1). The transfer coefficients T are the responses of the solver's
 own code to unit draws, one per row of a batch, with the modes side by side (``modal``); the mean is its
-response to none, on the domain itself. Where the basis is not orthonormal (correlated channels, dense covariances)
-the distance is that of Bures,
+response to none, on the domain itself. Where the basis is not orthonormal (correlated channels, dense
+covariances) the distance is that of Bures,
 :math:`\mathrm{tr}\,C + \mathrm{tr}\,\hat C - 2\,\lVert C^{1/2}\hat C^{1/2}\rVert_*`.
 """
 
