@@ -80,13 +80,11 @@ def _draw_pictures(app):
     import gallery
     import kriging_pictures
     import sampling_pictures
-    import sampling_pictures
 
     static = Path(__file__).parent / "_static"
     gallery.draw(static / "gallery")
     fitting_pictures.draw(static / "fitting")
     kriging_pictures.draw(static / "kriging")
-    sampling_pictures.draw(static / "sampling")
     sampling_pictures.draw(static / "sampling")
 
 
