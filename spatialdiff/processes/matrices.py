@@ -21,7 +21,7 @@ LEFT = 6.57e-3
 
 def as_matrix(name: str, value: Any) -> Tensor:
     """A finite float64 tensor of square matrices ``(…, K, K)``; else ``ValueError``."""
-    matrix = torch.as_tensor(value, dtype=torch.float64)
+    matrix = torch.as_tensor(value, dtype=torch.float64).detach()
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}; it must be (K, K), or (*modes, K, K)")
     if not bool(torch.isfinite(matrix).all()):
