@@ -131,7 +131,7 @@ def initial_covariance(initial: Any, variables: int, stationary: Tensor | None) 
     if initial is None:
         zero = torch.zeros(variables, variables, dtype=torch.float64)
         return zero if stationary is None else auxiliary_block(stationary)
-    given = torch.as_tensor(initial, dtype=torch.float64)
+    given = torch.as_tensor(initial, dtype=torch.float64).detach()
     given = given.diag_embed() if given.shape == (count,) else given
     if tuple(given.shape[-2:]) != (count, count):
         raise ValueError(
