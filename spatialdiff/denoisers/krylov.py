@@ -152,7 +152,8 @@ class KrylovBasis(Basis):
         """``ℓ_j(T) e_1`` ``(b, k, J)``: what of each Lanczos vector goes to which node."""
         off = diagonal[:, :0] if below is None else below[:, : diagonal.shape[1] - 1]
         values, vectors = torch.linalg.eigh(tridiagonal(diagonal, off))
-        return vectors @ (self.lagrange(values) * vectors[:, 0, :, None])
+        share: Tensor = vectors @ (self.lagrange(values) * vectors[:, 0, :, None])
+        return share
 
     def _settled(self, before: Tensor, now: Tensor) -> bool:
         """Whether gains and roots at every noise level changed by less than the tolerance."""

@@ -82,7 +82,8 @@ def cholesky_root(matrix: Tensor) -> Tensor:
     root, failed = torch.linalg.cholesky_ex(correlation)
     if bool(failed.any()):
         raise ValueError(SINGULAR)
-    return scale[..., None] * root
+    factor: Tensor = scale[..., None] * root
+    return factor
 
 
 def psd_root(matrix: Tensor) -> Tensor:
@@ -97,13 +98,14 @@ def psd_root(matrix: Tensor) -> Tensor:
         return matrix.clamp(min=0.0).sqrt()
     scale, correlation = _correlations(matrix)
     values, vectors = torch.linalg.eigh(correlation)
-    return scale[..., None] * vectors * values.clamp(min=0.0).sqrt()[..., None, :]
+    root: Tensor = scale[..., None] * vectors * values.clamp(min=0.0).sqrt()[..., None, :]
+    return root
 
 
 def lower(factor: Tensor) -> Tensor:
     """Lower L, positive on the diagonal, with ``L Lᵀ = F Fᵀ`` for a factor ``(…, K, M)``, M ≥ K, by QR."""
     # the derivative of R needs Q
-    triangle = torch.linalg.qr(factor.mT, mode="reduced" if factor.requires_grad else "r").R.mT
+    triangle: Tensor = torch.linalg.qr(factor.mT, mode="reduced" if factor.requires_grad else "r").R.mT
     signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
     return triangle * signs[..., None, :]
 

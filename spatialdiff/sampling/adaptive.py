@@ -12,7 +12,7 @@ All fields of a batch share one sequence of steps, whose error norm is the root 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Adaptive(Heun):
         *,
         rtol: float = 1e-3,
         atol: float = 1e-3,
-        method: str = "RK45",
+        method: Literal["RK23", "RK45", "DOP853"] = "RK45",
         report: MutableMapping[str, int] | None = None,
     ) -> None:
         super().__init__(denoiser, noise, condition)

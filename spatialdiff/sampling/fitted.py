@@ -68,8 +68,9 @@ class FittedSolver(Solver):
         modes = 1 + len(self.basis.modes)
         value = value.reshape(rows, columns, *[1] * (modes + 2 - value.ndim), *value.shape[2:])
         coefficients = self.basis.analyze(field.reshape(batch, columns, each, *grid))
-        mixed = (value * coefficients[:, None]).sum(2)
-        return self.basis.synthesize(mixed).reshape(batch, rows * each, *grid)
+        mixed: Tensor = (value * coefficients[:, None]).sum(2)
+        field = self.basis.synthesize(mixed)
+        return field.reshape(batch, rows * each, *grid)
 
     def load(self, t: Tensor) -> Tensor:
         """`1 + ρI_t` per mode."""

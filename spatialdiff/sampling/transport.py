@@ -105,8 +105,15 @@ def gaussian_transport_error(
 
         times = optimised_times(problem, solver, steps, options)
     else:
-        levels = {"sigma_min": sigma_min, "sigma_max": sigma_max}
-        times = time_grid(problem.law, steps, grid, start=start, model=problem.field.gaussian, **levels)
+        times = time_grid(
+            problem.law,
+            steps,
+            grid,
+            start=start,
+            model=problem.field.gaussian,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+        )
     modal.check_linear(solver, times, own)
     output = modal.output(solver, times, own)
     mean_square = problem.mean_square(solver, times, options)
@@ -177,8 +184,10 @@ class TransportProblem:
     def trace(self) -> Tensor:
         """tr C, over all sites and channels."""
         if self.basis.orthonormal:
-            return self.copies * (self.basis.weights * self.data).sum()
-        return self.copies * (self.factor(self.data).square().sum((-2, -1)) * self.weights).sum()
+            total: Tensor = (self.basis.weights * self.data).sum()
+        else:
+            total = (self.factor(self.data).square().sum((-2, -1)) * self.weights).sum()
+        return self.copies * total
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of a solver on the modes: what it believes of the data, in them (its mean matters to the

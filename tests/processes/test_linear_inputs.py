@@ -100,9 +100,7 @@ def test_modes_need_a_fast_basis_and_their_shape():
     assert process.basis == torus_gamma().basis
     with pytest.raises(ValueError, match="is diagonal in no fast basis; build Γ with method='torus'"):
         LinearDiffusion(dense_gamma(), A, G, beta=ConstantBeta(1.0))
-    with pytest.raises(
-        ValueError, match=r"A has shape \(4, 3, 2, 2\); for .* it is \(6, 3, 2, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"A has shape \(4, 3, 2, 2\); for .* it is \(6, 3, 2, 2\)"):
         LinearDiffusion(torus_gamma(), A[:4], G, beta=ConstantBeta(1.0))
 
 

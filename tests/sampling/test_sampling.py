@@ -169,7 +169,11 @@ def test_two_channels_with_correlated_noise():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"solver": "rk4"}, ValueError, "adaptive, ancestral, bridge, ddim, euler, euler_maruyama, exponential, gaussian"),
+        (
+            {"solver": "rk4"},
+            ValueError,
+            "adaptive, ancestral, bridge, ddim, euler, euler_maruyama, exponential",
+        ),
         ({"grid": "cosine"}, ValueError, "log_snr, uniform"),
         ({"steps": 0}, ValueError, "at least 1 step"),
         ({"grid": torch.tensor([1.0, 0.5])}, ValueError, "runs from 1 to 0"),

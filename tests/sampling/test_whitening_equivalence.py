@@ -161,7 +161,8 @@ def test_bridge_mixture_loss(name, prediction, preconditioning, bridge, coupling
     x, x0, z = (field(grid, 5, 1, seed=s) for s in (2, 3, 4))
     t = torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
     starts = (x0, sides.gamma.color(x0)) if coupling == "paired" else (None, None)
-    a = sd.BridgeMixture(coloured, weighting="uniform", norm="whitened")(sides.gamma.color(x), starts[1], white=z, t=t)
+    whitened = sd.BridgeMixture(coloured, weighting="uniform", norm="whitened")
+    a = whitened(sides.gamma.color(x), starts[1], white=z, t=t)
     b = sd.BridgeMixture(white, weighting="uniform")(x, starts[0], white=z, t=t)
     close(a, b)
     if preconditioning == "wiener":
