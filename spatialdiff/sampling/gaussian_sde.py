@@ -7,8 +7,9 @@ Gaussian data, `D = m`, the law of `u_s` is exact whatever the step. It needs no
 serves bridges from a fixed point, and every K.
 
 `D̃ = m + r̃`, with the residual `r = D - m` as it is (`order=1`), or with `(1 + ρI) r` extrapolated in log-SNR
-(`order=2`: the mean of the law then has order 2. Its covariance keeps order 1, for the residual follows the
-noise of its own step, which no multistep formula sees).
+(`order=2`). Where the data are Gaussian and the fitted Gaussian is not theirs, the covariance of the law has
+the residual's order: the extrapolated residual carries the noise of the last step, the true one that of
+its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from spatialdiff.sampling.fitted import FittedSolver
 
 
 class GaussianSDE(FittedSolver):
-    """`u_s = A u_t + b ⊗ D̃ + (V + ω b bᵀ)^{1/2} η`; order 1 in law, exact for Gaussian data."""
+    """`u_s = A u_t + b ⊗ D̃ + (V + ω b bᵀ)^{1/2} η`; order 1 in law, or 2; exact for Gaussian data."""
 
     order = 1
 

@@ -220,7 +220,7 @@ def test_bad_options(options, message):
 def test_bad_fields_and_models():
     x = fields()
     with pytest.raises(ValueError, match=r"needed \(B, 1, 2, 4\)"):
-        lk.evidence_bound(oracle("VP"), x[:, :, :3])
+        lk.evidence_bound(oracle("VP"), x[..., :3])
     with pytest.raises(ValueError, match="1 values that are not finite"):
         lk.evidence_bound(
             oracle("VP"), x.index_put((torch.tensor([0]),) * 4, torch.tensor(math.nan).double())

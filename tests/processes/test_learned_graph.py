@@ -31,18 +31,6 @@ def test_every_backward_pass_has_a_graph_of_its_own():
         torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)
 
 
-def test_coefficients_of_one_time_are_computed_once(monkeypatch):
-    from spatialdiff.processes import linear
-
-    calls = []
-    original = linear.marginal_law
-    monkeypatch.setattr(linear, "marginal_law", lambda *state: calls.append(1) or original(*state))
-    law, t = process(), torch.tensor([0.3], dtype=torch.float64)
-    calls.clear()
-    law.alpha(t), law.sigma(t), law.statistic(t)
-    assert len(calls) == 1
-
-
 def test_equal_times_that_are_variables_of_their_own_get_their_own_gradient():
     law = process()
     t, other = (torch.tensor([0.3], dtype=torch.float64, requires_grad=True) for _ in range(2))

@@ -101,7 +101,9 @@ def test_order_in_law(name, case):
     measured = fitted_order(steps, errors)
     assert errors[-1] > 1e-9, "an exact solver has no order to measure"
     assert errors[-1] < (0.15 if order == 1 else 0.01)
-    assert abs(measured - order) < (0.2 if order == 1 else 0.35), (measured, errors)
+    # predictor and corrector err to opposite sides, and the sum falls faster before it settles
+    above = 0.6 if solver == "predictor_corrector" else 0.2 if order == 1 else 0.35
+    assert -(0.2 if order == 1 else 0.35) < measured - order < above, (measured, errors)
 
 
 class TwoHumps(PosteriorMean):
@@ -180,21 +182,24 @@ def test_every_solver_states_the_order_that_is_measured(solver):
 @pytest.mark.parametrize("name", ["VP", "independent bridge"])
 def test_the_adaptive_flow_follows_its_tolerance(name):
     reference = end_state_once(name, "heun", 320)
+    # Richardson: the error of a reference of order 2 is a third of what halving its steps changes
+    uncertainty = relative(end_state(name, "heun", 160), reference) / 3
     errors = [
         relative(end_state(name, "adaptive", 2, rtol=tolerance, atol=tolerance), reference)
-        for tolerance in (1e-2, 1e-3, 1e-5)
+        for tolerance in (1e-2, 1e-5, 1e-7)
     ]
-    assert errors[2] < errors[1] < errors[0] < 0.05
-    assert errors[2] < 1e-4  # the reference itself is of order 2
+    assert errors[0] < 0.05
+    assert errors[1] < 0.3 * errors[0]
+    assert errors[2] < max(0.3 * errors[1], 2 * uncertainty), (errors, uncertainty)
 
 
 @pytest.mark.parametrize("name", ["VP", "fixed bridge"])
-def test_the_second_residual_of_the_gaussian_sde_gives_the_mean_order_2(name):
-    """Mean of the law: order 2 with the extrapolated residual, 1 without; the covariance keeps order 1."""
+def test_the_extrapolated_residual_gives_the_gaussian_sde_order_2_of_the_covariance(name):
+    """The residual as it is: order 1. The mean of the law of Gaussian data is exact with either."""
     law = LAWS[name]
     oracle = sd.oracles.GaussianDenoiser(law, DATA, mean=MEAN)
     mean, covariance = state_law(oracle, torch.tensor(law.start_time, dtype=torch.float64))
-    steps = (20, 40, 80)
+    steps = (40, 80, 160)
     for order in (1, 2):
         means, spreads = [], []
         for count in steps:
@@ -211,5 +216,5 @@ def test_the_second_residual_of_the_gaussian_sde_gives_the_mean_order_2(name):
             true_mean, true_covariance = state_law(oracle, times[-2])
             means.append(relative(found[-2], true_mean))
             spreads.append(relative(covariances[-2], true_covariance))
-        assert abs(fitted_order(steps, means) - order) < 0.35
-        assert abs(fitted_order(steps, spreads) - 1) < 0.35
+        assert max(means) < 1e-10
+        assert abs(fitted_order(steps, spreads) - order) < (0.2 if order == 1 else 0.35), (order, spreads)
