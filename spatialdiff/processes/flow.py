@@ -61,13 +61,27 @@ def flow_step(
     tolerance: float = TOLERANCE,
     frame: str = "endpoint",
 ) -> FlowStep:
-    r"""One step of the probability flow from t towards the data at s, exact for Gaussian data.
+    """One step of the probability flow from t towards the data at s: ``flow_steps`` for two times."""
+    ends = torch.stack([law.times(t, "t"), law.times(s, "s")])
+    found = flow_steps(law, ends, ratio, tolerance=tolerance, frame=frame)
+    return FlowStep(found.M[0], found.W[0])
+
+
+def flow_steps(
+    law: Law,
+    times: Tensor,
+    ratio: Tensor | float,
+    *,
+    tolerance: float = TOLERANCE,
+    frame: str = "endpoint",
+) -> FlowStep:
+    r"""The steps of a path of the probability flow towards the data, each exact for Gaussian data.
 
     Args:
         law: with K > 1 a ``NoiseProcess`` or the law of a ``LinearBridge``; any law with K = 1.
-        t, s: single times, s between t and ``law.end_time``.
+        times: ``(T,)``, each between the one before and ``law.end_time``.
         ratio: ρ, the data's variance in units of Γ, any shape; for a law with modes the modes last. The ``…``
-            of the result are this shape (broadcast with the modes).
+            of the result are T - 1 and this shape (broadcast with the modes).
         tolerance: bound on the change of O and of W (relative to its size) at the last doubling, for K > 1.
         frame: what of the residual is constant over the step: ``"endpoint"`` the e above, ``"angle"``
             ``r √(1 + ρI)``, which is ``dv/dθ`` of Heun along the angle for K = 1 and ρ = 1.
@@ -80,26 +94,29 @@ def flow_step(
         raise ValueError(f"frame={frame!r}; the choices are {', '.join(FRAMES)}")
     if not law.deterministic_flow:
         raise RuntimeError(f"{type(law).__name__} has no probability flow: its start is a point")
-    first, last = law.times(t, "t"), law.times(s, "s")
-    value = torch.as_tensor(ratio, dtype=torch.float64, device=first.device)
+    places = law.times(times, "times")
+    value = torch.as_tensor(ratio, dtype=torch.float64, device=places.device)
     if law.variables == 1 and frame == "endpoint":
-        return scalar_step(law, first, last, value)
+        return scalar_steps(law, places, value)
     if law.basis is None and value.numel() > MANY and not value.requires_grad:
-        return interpolated(law, first, last, value, tolerance, frame)
-    return FlowStep(*RotatingFrame(law, value, frame).step(first, last, tolerance))
+        return interpolated(law, places, value, tolerance, frame)
+    return FlowStep(*RotatingFrame(law, value, frame).steps(places, tolerance))
 
 
-def scalar_step(law: Law, t: Tensor, s: Tensor, ratio: Tensor) -> FlowStep:
+def scalar_steps(law: Law, times: Tensor, ratio: Tensor) -> FlowStep:
     """The closed form for K = 1: ``M = √(P_s/P_t)``, W without its cancellation."""
-    now, then = law.alpha(t), law.alpha(s)
-    growth = ((then.square() * ratio + law.variance(s)) / (now.square() * ratio + law.variance(t))).sqrt()
-    level = now * law.sigma(s) / (then * law.sigma(t))
+    lift = RotatingFrame(law, ratio).lift
+    alpha, sigma = lift(law.alpha(times)), lift(law.sigma(times))
+    power = alpha.square() * ratio + lift(law.variance(times))
+    now, then = alpha[:-1], alpha[1:]
+    growth = (power[1:] / power[:-1]).sqrt()
+    level = now * sigma[1:] / (then * sigma[:-1])
     weight = then * (1.0 - level.square()) / (1.0 + now / then * growth)
-    return FlowStep(growth[..., None, None], weight[..., None])
+    return FlowStep(growth[..., None, None], weight.expand_as(growth)[..., None])
 
 
-def interpolated(law: Law, t: Tensor, s: Tensor, ratio: Tensor, tolerance: float, frame: str) -> FlowStep:
-    """The step for many ρ, from its values at Chebyshev nodes in log ρ.
+def interpolated(law: Law, times: Tensor, ratio: Tensor, tolerance: float, frame: str) -> FlowStep:
+    """The steps for many ρ, from their values at Chebyshev nodes in log ρ.
 
     The nearest singularities are at ``1 + ρI = 0``, π away from the real axis, so that some 3.6 nodes per
     e-folding of ρ leave an error of 1e-10. Where five values in between differ by more than ten times
@@ -115,7 +132,7 @@ def interpolated(law: Law, t: Tensor, s: Tensor, ratio: Tensor, tolerance: float
         nodes = 0.5 * (ends[0] + ends[1]) - 0.5 * (ends[1] - ends[0]) * angles.cos()
         checks = positive[torch.linspace(0, len(positive) - 1, 7).long()[1:-1]]
         asked = torch.cat([nodes.exp(), checks, values.new_zeros(1)])
-        found = torch.cat(flat(*RotatingFrame(law, asked, frame).step(t, s, tolerance)), dim=-1)
+        found = flat(*RotatingFrame(law, asked, frame).steps(times, tolerance))
         weights = torch.ones(count, dtype=torch.float64, device=values.device)
         weights[1::2] = -1.0
         weights[[0, -1]] *= 0.5
@@ -124,20 +141,22 @@ def interpolated(law: Law, t: Tensor, s: Tensor, ratio: Tensor, tolerance: float
         hit = away == 0
         shares = weights / torch.where(hit, 1.0, away)
         shares = torch.where(hit.any(-1, keepdim=True), hit.to(shares), shares)
-        between = (shares / shares.sum(-1, keepdim=True)) @ found[:count]
-        known = found[count : count + len(checks)]
-        if float((between[len(positive) :] - known).abs().max()) <= 10.0 * tolerance:
-            zeros = found[-1:].expand(len(values) - len(positive), -1)
-            return unflat(torch.cat([zeros, between[: len(positive)]])[inverse], ratio, law.variables)
-    full = torch.cat(flat(*RotatingFrame(law, values, frame).step(t, s, tolerance)), dim=-1)
-    return unflat(full[inverse], ratio, law.variables)
+        between = (shares / shares.sum(-1, keepdim=True)) @ found[:, :count]
+        known = found[:, count : count + len(checks)]
+        if float((between[:, len(positive) :] - known).abs().max()) <= 10.0 * tolerance:
+            zeros = found[:, -1:].expand(-1, len(values) - len(positive), -1)
+            both = torch.cat([zeros, between[:, : len(positive)]], dim=1)
+            return unflat(both[:, inverse], ratio, law.variables)
+    full = flat(*RotatingFrame(law, values, frame).steps(times, tolerance))
+    return unflat(full[:, inverse], ratio, law.variables)
 
 
-def flat(M: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    return M.flatten(-2), W
+def flat(M: Tensor, W: Tensor) -> Tensor:
+    """M and W in one, ``(T, N, K² + K)``."""
+    return torch.cat([M.flatten(-2), W], dim=-1)
 
 
 def unflat(both: Tensor, ratio: Tensor, variables: int) -> FlowStep:
     square = variables**2
-    M = both[:, :square].reshape(*ratio.shape, variables, variables)
-    return FlowStep(M, both[:, square:].reshape(*ratio.shape, variables))
+    M = both[..., :square].reshape(-1, *ratio.shape, variables, variables)
+    return FlowStep(M, both[..., square:].reshape(-1, *ratio.shape, variables))

@@ -4,12 +4,14 @@ r"""The rotation that is left of a linear flow in the coordinates of its covaria
 
 are integrated in the logarithm of the distance to the data end, in which Ω is regular, by Gauss–Legendre
 collocation: it keeps O orthogonal (Hairer, Lubich, Wanner 2006, *Geometric Numerical Integration*, IV.2) and
-has order 10 with five nodes. The number of panels is doubled until nothing changes.
+has order 10 with five nodes. Panels are halved until nothing changes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,16 +21,45 @@ from spatialdiff.processes.noise import NoiseProcess
 from spatialdiff.processes.small_matrices import forward_solve, updated
 
 NODES = 5
-#: the first panels: width in log-distance, angle of rotation, and at how many places it is looked at
+#: the first panels: width in log-distance where the rotation is fast, angle of rotation, and at how many
+#: places it is looked at
 WIDTH, TURN, PROBES = 1.5, 1.5, 129
+#: the most numbers in the systems that are solved at once
+CHUNK = 1 << 24
 #: doublings of the panels before giving up
 DOUBLINGS = 7
+#: how much halving a panel may change it, in tolerances: the halves err 2⁻¹⁰ as much
+SAFE = 10.0
+#: below this ρI the endpoint form of W does not cancel, and its integral is not needed
+DIRECT = 1.0
 #: share of the way, measured from the data end, that a step to the end leaves out: O is constant there
 NOISE_REST, BRIDGE_REST = 1e-14, 1e-8
 
 
+@dataclass(frozen=True)
+class Panels:
+    """Pieces of steps: the number of the step, where the piece begins and how wide it is, as shares of it."""
+
+    owner: Tensor
+    first: Tensor
+    width: Tensor
+
+    def halved(self) -> Panels:
+        """Two for each, in order."""
+        width = 0.5 * self.width.repeat_interleave(2)
+        second = torch.arange(len(width), device=width.device) % 2
+        first = self.first.repeat_interleave(2) + second * width
+        return Panels(self.owner.repeat_interleave(2), first, width)
+
+    def chosen(self, which: Tensor) -> Panels:
+        return Panels(self.owner[which], self.first[which], self.width[which])
+
+
 class RotatingFrame:
-    """The rotation of a law under data variances ρ, as a function of the log-distance to the data."""
+    """The rotation of a law under data variances ρ, as a function of the log-distance to the data.
+
+    All steps of a path are integrated together: what costs is the number of operations, not their size.
+    """
 
     def __init__(self, law: Law, ratio: Tensor, frame: str = "endpoint") -> None:
         self.law = law
@@ -41,30 +72,33 @@ class RotatingFrame:
         """Axes for those of ρ that are not modes, after the axis of times: ``(T, …, *rest)``."""
         return coefficient.reshape(coefficient.shape[0], *[1] * self.extra, *coefficient.shape[1:])
 
-    def step(self, t: Tensor, s: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """M ``(…, K, K)`` and W ``(…, K)`` from t to s."""
-        ends = torch.stack([t, s])
-        factors, information = self.factor(ends)
-        far, near = (ends - self.law.end_time).abs()
-        if bool(far == near):
-            eye = torch.eye(self.law.variables, dtype=factors.dtype, device=factors.device)
-            return eye.expand_as(factors[0]), torch.zeros_like(factors[0][..., 0])
+    def steps(self, times: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """M ``(T - 1, …, K, K)`` and W ``(T - 1, …, K)`` between times ``(T,)``, one after the other."""
+        factors, information = self.factor(times)
+        unit = torch.eye(self.law.variables, dtype=factors.dtype, device=factors.device)
+        distance = (times - self.law.end_time).abs()
+        far, near = distance[:-1], distance[1:]
+        still = far == near
         if isinstance(self.law, NoiseProcess):
-            stop = torch.maximum(near, NOISE_REST * far)
+            stops = torch.maximum(near, NOISE_REST * far)
         else:
-            stop = torch.maximum(
+            stops = torch.maximum(
                 near, torch.minimum(1e-3 * far, far.new_tensor(BRIDGE_REST * self.law.horizon))
             )
-        rotation, residual = self.integrate(far.log(), stop.log(), information[0], tolerance)
-        unit = torch.eye(self.law.variables, dtype=factors.dtype, device=factors.device)
-        M = factors[1] @ rotation @ forward_solve(factors[0], unit)
-        W = (factors[1] @ residual)[..., 0]
+        starts, stops = (torch.where(still, 1.0, ends).log() for ends in (far, stops))
+        load = self.ratio * torch.where(
+            still.reshape(-1, *[1] * (information.ndim - 1)), 0.0, information[:-1]
+        )
+        rotation, residual = self.integrate(starts, stops, load, tolerance)
+        at_rest = still.reshape(-1, *[1] * (factors.ndim - 1))
+        start = torch.where(at_rest, unit, factors[:-1])
+        M = torch.where(at_rest, unit, factors[1:] @ rotation @ forward_solve(start, unit))
+        W = (factors[1:] @ residual)[..., 0]
         if self.frame == "endpoint":
-            load = self.ratio * information[0]
-            phi = self.lift(self.law.marginal(ends)[0])
-            direct = (1.0 + load)[..., None] * (phi[1] - (M @ phi[0][..., None])[..., 0])
-            W = torch.where((load < 1.0)[..., None], direct, W)
-        return M, W
+            phi = self.lift(self.law.marginal(times)[0])
+            direct = (1.0 + load)[..., None] * (phi[1:] - (M @ phi[:-1, ..., None])[..., 0])
+            W = torch.where((load < DIRECT)[..., None], direct, W)
+        return M, torch.where(at_rest[..., 0], 0.0, W)
 
     def factor(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """L ``(T, …, K, K)``, ``L Lᵀ = ρφφᵀ + Σ``, and I ``(T, …)``, at times ``(T,)``."""
@@ -73,81 +107,128 @@ class RotatingFrame:
         return updated(root, self.ratio.sqrt()[..., None] * phi), self.lift(self.law.information(t))
 
     def integrate(
-        self, start: Tensor, stop: Tensor, information: Tensor, tolerance: float
+        self, starts: Tensor, stops: Tensor, load: Tensor, tolerance: float
     ) -> tuple[Tensor, Tensor]:
-        """O ``(…, K, K)`` and ``L_s⁻¹ W`` ``(…, K, 1)`` between two log-distances to the data end."""
-        corners = self.corners(start, stop)
-        before: Tensor | None = None
-        change = math.inf
+        """O ``(T, …, K, K)`` and ``L_s⁻¹ W`` ``(T, …, K, 1)`` between T pairs of log-distances."""
+        scale, asked = torch.ones_like(load), torch.ones_like(load)
+        if self.frame == "endpoint":
+            scale, asked = 1.0 + load, (load >= DIRECT).to(load)
+        panels = self.corners(starts, stops)
+        whole = self.moves(starts, stops, panels, scale)
+        with torch.no_grad():  # W is the sum over the panels, and asked for as a share of it
+            forced = whole[..., -1].abs().amax(-1)
+            total = torch.zeros_like(forced[: len(starts)]).index_add(0, panels.owner, forced)
+            share = (asked / total.clamp(min=1.0))[..., None, None]
+            turned = torch.ones_like(share).expand(*share.shape[:-1], self.law.variables)
+            weight = torch.cat([turned, share], dim=-1)
+        kept: list[tuple[Panels, Tensor]] = []
+        change = weight.new_zeros(1)
         for _ in range(DOUBLINGS):
-            now = self.panels(start, stop, corners, information)
-            if before is not None:
-                with torch.no_grad():
-                    size = torch.cat([torch.ones_like(now[..., :-1]), now[..., -1:].abs()], dim=-1)
-                    size = size.amax(-2, keepdim=True).clamp(min=1.0)
-                    change = float(((now - before).abs() / size).max())
-                if change < tolerance:
-                    return now[..., :-1], now[..., -1:]
-            middle = 0.5 * (corners[1:] + corners[:-1])
-            before, corners = now, torch.cat([corners, middle]).sort().values
+            panels = panels.halved()
+            halves = self.moves(starts, stops, panels, scale)
+            with torch.no_grad():
+                change = (followed(halves[::2], halves[1::2]) - whole).abs() * weight[panels.owner[::2]]
+                change = change.reshape(len(change), -1).amax(-1)
+            rough = (change > SAFE * tolerance).repeat_interleave(2)
+            kept.append((panels.chosen(~rough), halves[~rough]))
+            panels, whole = panels.chosen(rough), halves[rough]
+            if not len(whole):
+                return self.joined(kept, len(starts))
+        slow = int(panels.owner[0])
         raise RuntimeError(
             f"the rotation of the Gaussian flow of {type(self.law).__name__} between log-distances "
-            f"{float(start):.4g} and {float(stop):.4g} to the data changed by {change:.3g} at the last of "
-            f"{DOUBLINGS} doublings; needed {tolerance:.3g}: pass a larger tolerance, or use shorter steps"
+            f"{float(starts[slow]):.4g} and {float(stops[slow]):.4g} to the data changed by "
+            f"{float(change.max()):.3g} at the last of {DOUBLINGS} doublings; needed {SAFE * tolerance:.3g}: "
+            "pass a larger tolerance, or use shorter steps"
         )
 
+    def joined(self, kept: list[tuple[Panels, Tensor]], steps: int) -> tuple[Tensor, Tensor]:
+        """O and c of every step, from its panels one after the other."""
+        owner = torch.cat([panels.owner for panels, _ in kept])
+        first = torch.cat([panels.first for panels, _ in kept])
+        moves = torch.cat([move for _, move in kept])
+        order = (owner + 0.5 * first).argsort()
+        found = []
+        for each in moves[order].split(owner.bincount(minlength=steps).tolist()):
+            done = each[0]
+            for move in each[1:]:
+                done = followed(done, move)
+            found.append(done)
+        both = torch.stack(found)
+        unit = torch.eye(self.law.variables, dtype=torch.float64, device=both.device)
+        return both[..., :-1] + unit, both[..., -1:]
+
     @torch.no_grad()
-    def corners(self, start: Tensor, stop: Tensor) -> Tensor:
-        """Ends of the first panels as shares of the way: at most TURN rotated and WIDTH wide, each."""
-        length = (stop - start).abs()
-        if float(length) < 0.3:  # the doubling sees to a fast rotation
-            return torch.tensor([0.0, 1.0], dtype=torch.float64, device=start.device)
-        probes = min(PROBES, 3 + math.ceil(8.0 * float(length)))
-        shares = torch.linspace(0.0, 1.0, probes, dtype=torch.float64, device=start.device)
+    def corners(self, starts: Tensor, stops: Tensor) -> Panels:
+        """The first panels of every step: each rotates by TURN at most, and is the wider the less happens."""
+        lengths = (stops - starts).abs()
+        counts = [min(PROBES, 3 + math.ceil(8.0 * float(length))) for length in lengths]
+        shares = [torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=starts.device) for n in counts]
         few = self
         if self.law.basis is None and self.ratio.numel() > 5:
             chosen = (
                 self.ratio.detach().flatten().quantile(self.ratio.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
             )
             few = RotatingFrame(self.law, chosen, self.frame)
-        omega, _ = few.rates(start + (stop - start) * shares, None)
-        speed = omega.square().sum((-2, -1)).reshape(probes, -1).amax(-1).sqrt()
-        density = length * (1.0 / WIDTH + speed / TURN)
-        total = torch.cat([density.new_zeros(1), torch.cumulative_trapezoid(density, shares)])
-        count = max(1, math.ceil(float(total[-1])))
-        wanted = torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64, device=start.device) * total[-1]
-        index = torch.searchsorted(total, wanted.contiguous()).clamp(1, probes - 1)
-        inside = (wanted - total[index - 1]) / (total[index] - total[index - 1])
-        found = shares[index - 1] + inside * (shares[index] - shares[index - 1])
-        found[0], found[-1] = 0.0, 1.0
-        return found
+        places = [starts[i] + (stops[i] - starts[i]) * share for i, share in enumerate(shares)]
+        omega, _ = few.rates(torch.cat(places))
+        speeds = omega.square().sum((-2, -1)).reshape(len(omega), -1).amax(-1).sqrt().split(counts)
+        ends = []
+        for length, share, speed in zip(lengths, shares, speeds, strict=True):
+            # the error of a panel of width w is speed·w^(2·NODES)
+            calm = speed.clamp(max=1.0) ** (0.5 / NODES)
+            density = length * (calm / WIDTH + speed / TURN)
+            total = torch.cat([density.new_zeros(1), torch.cumulative_trapezoid(density, share)])
+            count = max(1, math.ceil(float(total[-1])))
+            wanted = torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64, device=starts.device)
+            wanted = wanted * total[-1]
+            index = torch.searchsorted(total, wanted.contiguous()).clamp(1, len(share) - 1)
+            inside = (wanted - total[index - 1]) / (total[index] - total[index - 1]).clamp(min=1e-300)
+            found = share[index - 1] + inside * (share[index] - share[index - 1])
+            found[0], found[-1] = 0.0, 1.0
+            ends.append(found)
+        owner = torch.cat([torch.full_like(each[1:], i, dtype=torch.long) for i, each in enumerate(ends)])
+        return Panels(
+            owner, torch.cat([each[:-1] for each in ends]), torch.cat([each.diff() for each in ends])
+        )
 
-    def panels(self, start: Tensor, stop: Tensor, corners: Tensor, information: Tensor) -> Tensor:
-        """``[O, c]`` ``(…, K, K + 1)`` by Gauss–Legendre collocation on panels between ``corners``."""
-        nodes, weights, stages = gauss_legendre(NODES, start.device)
-        panels = len(corners) - 1
-        widths = corners.diff()
-        at = start + (stop - start) * (corners[:-1, None] + widths[:, None] * nodes).reshape(-1)
-        omega, force = self.rates(at, information)
+    def moves(self, starts: Tensor, stops: Tensor, panels: Panels, scale: Tensor) -> Tensor:
+        """``[O - 1, c]`` of every panel, ``(P, …, K, K + 1)``, by Gauss–Legendre collocation."""
+        nodes, weights, stages = gauss_legendre(NODES, starts.device)
+        way = (stops - starts)[panels.owner]
+        share = panels.first[:, None] + panels.width[:, None] * nodes
+        places = starts[panels.owner, None] + way[:, None] * share
+        each = max(1, CHUNK // ((NODES * self.law.variables) ** 2 * self.values()))
+        parts = zip(places.split(each), (way * panels.width).split(each), strict=True)
+        found = torch.cat([self.collocate(at, widths, weights, stages) for at, widths in parts])
+        forced = scale[panels.owner][..., None, None] * found[..., -1:]
+        return torch.cat([found[..., :-1], forced], dim=-1)
+
+    def values(self) -> int:
+        """How many matrices there are at one time."""
+        modes = 1 if self.law.basis is None else math.prod(self.law.basis.modes)
+        return max(modes, self.ratio.numel())
+
+    def collocate(self, at: Tensor, widths: Tensor, weights: Tensor, stages: Tensor) -> Tensor:
+        """``[O - 1, c]`` of every panel, ``(P, …, K, K + 1)``, from places ``(P, NODES)``."""
+        omega, force = self.rates(at.reshape(-1))
         rates = torch.cat([omega, force], dim=-1)
-        shape, size = rates.shape[1:-2], rates.shape[-2]
+        panels, shape, size = len(at), rates.shape[1:-2], rates.shape[-2]
         rates = rates.reshape(panels, NODES, *shape, size, size + 1).movedim(1, -3)
-        rates = rates * ((stop - start) * widths).reshape(-1, *[1] * (len(shape) + 3))
+        rates = rates * widths.reshape(-1, *[1] * (len(shape) + 3))
         generator = rates[..., :-1]
-        system = torch.eye(NODES * size, dtype=torch.float64, device=start.device) - (
+        system = torch.eye(NODES * size, dtype=torch.float64, device=at.device) - (
             generator[..., :, :, None, :] * stages[:, None, :, None]
         ).reshape(panels, *shape, NODES * size, NODES * size)
         slopes = torch.linalg.solve(system, rates.reshape(panels, *shape, NODES * size, size + 1))
         slopes = slopes.reshape(panels, *shape, NODES, size, size + 1)
-        steps = (weights[:, None, None] * slopes).sum(-3)
-        unit = torch.eye(size, size + 1, dtype=torch.float64, device=start.device)
-        result = unit.expand(*shape, size, size + 1)
-        for step in steps:
-            result = result + step[..., :-1] @ result + step * (1.0 - unit.sum(0))
-        return result
+        moved: Tensor = (weights[:, None, None] * slopes).sum(-3)
+        return moved
 
-    def rates(self, at: Tensor, information: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ω ``(T, …, K, K)`` and the force ``L⁻¹κ/…`` ``(T, …, K, 1)`` per unit of log-distance."""
+    def rates(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Ω ``(T, …, K, K)`` and the force ``L⁻¹κ/…`` ``(T, …, K, 1)`` per unit of log-distance, the latter
+        without the factor ``1 + ρI_t`` of a step from t.
+        """
         law = self.law
         distance = at.exp()
         sign = 1.0 if law.start_time > law.end_time else -1.0
@@ -162,10 +243,7 @@ class RotatingFrame:
         score = self.lift(law.statistic(t)) * weight[..., None]
         kappa = pull - 0.5 * spread @ score[..., None]
         load = 1.0 + self.ratio * level
-        if self.frame == "endpoint" and information is not None:
-            share = (1.0 + self.ratio * information) / load
-        else:
-            share = load.rsqrt()
+        share = 1.0 / load if self.frame == "endpoint" else load.rsqrt()
         inner = forward_solve(factor, drift @ factor)
         inner = inner + 0.5 * forward_solve(factor, forward_solve(factor, spread).mT)
         if law.start_time < law.end_time:
@@ -174,6 +252,11 @@ class RotatingFrame:
         force = forward_solve(factor, kappa)
         skew = inner.triu(1) - inner.triu(1).mT
         return speed * skew, speed * share[..., None, None] * force
+
+
+def followed(first: Tensor, second: Tensor) -> Tensor:
+    """``[O - 1, c]`` of two moves, one after the other."""
+    return first + second + second[..., :-1] @ first
 
 
 def dynamics(law: Law, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,6 +278,7 @@ def dynamics(law: Law, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return drift, bridge.diffusion_matrix(t), gain[..., :1]
 
 
+@functools.cache
 def gauss_legendre(count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes, weights and collocation matrix ``A_ij = ∫_0^{c_i} l_j`` on [0, 1], float64."""
     import numpy as np

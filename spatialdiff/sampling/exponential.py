@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from spatialdiff.denoisers.base import PosteriorMean
-from spatialdiff.processes.flow import flow_step
 from spatialdiff.sampling.base import Noise, Solver
+from spatialdiff.sampling.path_flow import PathFlow
 
 
-class DDIM(Solver):
+class DDIM(PathFlow, Solver):
     """`u_s = o_s + M (u_t - o_t) + (φ_s - M φ_t) ⊗ D`; order 1."""
 
     order = 1
     deterministic = True
 
     def step(self, u: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        found = flow_step(self.law, t, s, 0.0)
+        found = self.flow_between(t, s)
         moved = self.mix(found.M, u - self.offset(t, u)) + self.spread(found.W, self.endpoint(u, t, s))
         return moved + self.offset(s, u)
 

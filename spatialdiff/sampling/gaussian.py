@@ -25,13 +25,15 @@ from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.processes.flow import FlowStep, flow_step
 from spatialdiff.sampling.base import Noise
 from spatialdiff.sampling.fitted import FittedSolver
+from spatialdiff.sampling.path_flow import PathFlow
 
 
-class Gaussian(FittedSolver):
+class Gaussian(PathFlow, FittedSolver):
     """`u_s - o_s = φ_s μ + M (u_t - o_t - φ_t μ) + W r`; order 1 or 2, exact for Gaussian data."""
 
     order = 1
     deterministic = True
+    flows_to_the_end = True
 
     def __init__(
         self,
@@ -66,11 +68,14 @@ class Gaussian(FittedSolver):
 
     def coefficients(self, t: Tensor, s: Tensor) -> FlowStep:
         """M and W per mode."""
-        found = flow_step(self.law, t, s, self.ratio)
+        found = self.flow_between(t, s)
         if self.residual == "endpoint":
             return found
         plain = flow_step(self.law, t, s, 0.0 * self.ratio)
         return FlowStep(found.M, plain.W)
+
+    def ratios(self) -> Tensor:
+        return self.ratio
 
     def path(self, times: Tensor, u: Tensor) -> Iterator[Tensor]:
         self.last = None

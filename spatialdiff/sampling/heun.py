@@ -24,18 +24,21 @@ network calls a step, one in the last.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from spatialdiff.processes.flow import flow_step
 from spatialdiff.sampling.base import Solver
+from spatialdiff.sampling.path_flow import PathFlow
 
 
-class Heun(Solver):
+class Heun(PathFlow, Solver):
     """`v_s = v_t + (θ_s - θ_t)(w_t + w_s)/2`; order 2 in the largest step of `θ`."""
 
     order = 2
     deterministic = True
+    frame = "angle"
 
     def step(self, u: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if self.law.variables > 1:
@@ -51,13 +54,19 @@ class Heun(Solver):
 
     def framed_step(self, u: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The step for K > 1."""
-        ratio = u.new_ones((), dtype=torch.float64)
-        found = flow_step(self.law, t, s, ratio, frame="angle")
+        found = self.flow_between(t, s)
         moved = self.mix(found.M, u - self.offset(t, u)) + self.offset(s, u)
         first = self.slope(u, t)
         # W of the flow belongs to r √(1 + I) = -w
         second = self.slope(moved - self.spread(found.W, first), s)
         return moved - self.spread(0.5 * found.W, first + second)
+
+    def path(self, times: Tensor, u: Tensor) -> Iterator[Tensor]:
+        # one variable has the angle instead of the flow
+        return super().path(times, u) if self.law.variables > 1 else Solver.path(self, times, u)
+
+    def ratios(self) -> Tensor:
+        return torch.ones((), dtype=torch.float64)
 
     def polar(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """`ρ` and `θ` at `t`."""

@@ -121,9 +121,9 @@ def search(
                 total = total + problem.mean_square(solver, inside, options)
             value = (total + 1e-300).log()
             (slope,) = torch.autograd.grad(value, theta)
-        if not (math.isfinite(float(value)) and bool(torch.isfinite(slope).all())):
+        if not (bool(torch.isfinite(value)) and bool(torch.isfinite(slope).all())):
             return 1e3, np.zeros_like(flat)
-        return float(value), slope.numpy()
+        return value.item(), slope.numpy()
 
     inner = law.log_snr(times[1:-1])
     edges = torch.cat([inner.new_tensor([low]), inner, inner.new_tensor([high])])

@@ -157,7 +157,7 @@ def test_one_variable_is_the_closed_form(make):
     assert torch.allclose(step.M[:, 0, 0], growth)
     assert torch.allclose(step.W[:, 0], load * (law.alpha(s) - growth * law.alpha(t)))
     # the general method, which does not know the closed form
-    M, W = RotatingFrame(law, RATIOS).step(t, s, 1e-9)
+    M, W = (part[0] for part in RotatingFrame(law, RATIOS).steps(torch.stack([t, s]), 1e-9))
     assert torch.allclose(M, step.M)
     assert torch.allclose(W, step.W, atol=1e-8)
 
@@ -188,6 +188,26 @@ def test_many_ratios_are_those_of_each():
         one = flow_step(law, t, s, ratio[i, j])
         assert torch.allclose(many.M[i, j], one.M, atol=1e-8)
         assert torch.allclose(many.W[i, j], one.W, atol=1e-8)
+
+
+def test_a_fast_rotation_over_a_short_step():
+    """ALDA turns by a hundred radians at the noise end while the distance to the data falls by a fifth."""
+    law = sd.ALDA(GAMMA)
+    t, middle, s = torch.tensor([1.0, 0.9, 0.8], dtype=torch.float64)
+    whole = flow_map(law, t, s, RATIOS)
+    assert torch.allclose(
+        flow_map(law, middle, s, RATIOS) @ flow_map(law, t, middle, RATIOS), whole, atol=1e-8
+    )
+
+
+def test_a_step_to_the_data_where_there_are_none():
+    """`ρ = 0` to the very end: W there is `φ_s - M φ_t`; its integral, without bound, is not asked."""
+    law = sd.CLD(GAMMA)
+    t, s = torch.tensor([0.0644, 0.0], dtype=torch.float64)
+    step = flow_step(law, t, s, torch.tensor([0.0, 1e-12, 1.0], dtype=torch.float64))
+    phi, end = law.marginal(t)[0], law.marginal(s)[0]
+    assert torch.allclose(step.W[0], end - (step.M[0] @ phi), atol=1e-12, rtol=1e-10)
+    assert float(step.M[0, 0].abs().max()) < 1e-10
 
 
 def test_bad_input():
