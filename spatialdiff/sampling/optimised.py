@@ -25,6 +25,7 @@ from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.processes import Law
 from spatialdiff.processes.marginals import weighted_mean
 from spatialdiff.sampling.grids import GRIDS, between, time_grid
+from spatialdiff.sampling.memory import Memory, law_state
 from spatialdiff.sampling.modal import ModalProblem
 from spatialdiff.sampling.transport import TransportProblem
 
@@ -40,13 +41,30 @@ SETTLED = 1e-6
 EXACT = 1e-12
 
 
+_kept: Memory[Tensor] = Memory()
+
+
 def optimised_for(
     law: Law, model: GaussianModel, channels: int, solver: str, steps: int, options: Mapping[str, Any]
 ) -> Tensor:
-    """``optimised_times`` for the law and the Gaussian model of a denoiser."""
-    return optimised_times(
-        TransportProblem(law, model.spectra(), model.mean, channels), solver, steps, options
-    )
+    """``optimised_times`` for law and Gaussian model of a denoiser; searched once for the same values.
+
+    Options that are no plain values (a fitted law, for one) are not compared: with those every call searches.
+    """
+    spectra = model.spectra()
+    places = torch.linspace(law.start_time, law.end_time, 9, dtype=torch.float64, device=spectra[1].device)
+    state = [*spectra[1:], *law_state(law, places)]
+    if model.mean is not None:
+        state.append(model.mean)
+    plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
+    key = (solver, steps, channels, type(spectra[0]), tuple(sorted(options.items())) if plain else None)
+    found = _kept.recall(law, key, state) if plain else None
+    if found is None:
+        problem = TransportProblem(law, spectra, model.mean, channels)
+        found = optimised_times(problem, solver, steps, options)
+        if plain:
+            _kept.keep(law, key, state, found)
+    return found.clone()
 
 
 def optimised_times(

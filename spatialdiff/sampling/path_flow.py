@@ -1,6 +1,6 @@
 """The exact flow of a whole path at once: what its steps cost is the number of operations, not their size.
 
-They depend on no state. Those of the last path of a law are kept for the next one with the same times.
+They depend on no state. Those of the last paths of a law are kept for the next one with the same times.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from spatialdiff.processes import Law
 from spatialdiff.processes.flow import FlowStep, flow_step, flow_steps
-from spatialdiff.processes.levels import same_values
 from spatialdiff.sampling.base import Solver
+from spatialdiff.sampling.memory import Memory, law_state, learns
 
-#: the most numbers that are kept for a law (32 MiB)
-KEPT = 1 << 22
-_kept: WeakKeyDictionary[Law, tuple[str, list[Tensor], FlowStep]] = WeakKeyDictionary()
+#: the most numbers that are kept for a path (16 MiB)
+KEPT = 1 << 21
+_kept: Memory[FlowStep] = Memory()
 
 
 class PathFlow(Solver):
@@ -61,16 +60,15 @@ class PathFlow(Solver):
 
 
 def kept_steps(law: Law, times: Tensor, ratio: Tensor, frame: str) -> FlowStep:
-    """`flow_steps`, from memory where law, times and ρ have the values of the last call for that law."""
-    state = [times, ratio, *law.marginal(times), *law.parameters(), *law.buffers()]
-    if law.variables == 1 or (torch.is_grad_enabled() and any(value.requires_grad for value in state)):
+    """`flow_steps`, from memory where law, times and ρ have the values of an earlier call."""
+    state = [ratio, *law_state(law, times)]
+    if law.variables == 1 or learns(state):
         return flow_steps(law, times, ratio, frame=frame)
-    known = _kept.get(law)
     # what was made in inference mode is of no use to autograd
-    any_use = known is not None and (torch.is_inference_mode_enabled() or not known[2].M.is_inference())
-    if known is not None and any_use and known[0] == frame and same_values(known[1], state):
-        return known[2]
-    found = flow_steps(law, times, ratio, frame=frame)
-    if found.M.numel() <= KEPT:
-        _kept[law] = (frame, [value.detach().clone() for value in state], found)
+    key = (frame, len(times), torch.is_inference_mode_enabled())
+    found = _kept.recall(law, key, state)
+    if found is None:
+        found = flow_steps(law, times, ratio, frame=frame)
+        if found.M.numel() <= KEPT:
+            _kept.keep(law, key, state, found)
     return found

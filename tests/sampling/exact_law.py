@@ -65,7 +65,7 @@ def exact_final_power(denoiser, start, *, times, solver):
     """
     shape = tuple(denoiser.covariance.domain.shape)
     basis = denoiser.gaussian.data_covariance.basis
-    draws = len(times) - 1
+    draws = 0 if solver in FLOWS else draws_per_step(solver, {}) * (len(times) - 1)
     unit = torch.zeros(shape, dtype=torch.float64)
     unit[(0,) * len(shape)] = 1.0
     initial = torch.zeros(draws + 2, 1, *shape, dtype=torch.float64)

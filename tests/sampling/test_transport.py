@@ -263,3 +263,29 @@ def test_sampling_uses_the_optimised_grid():
     model = sd.oracles.GaussianDenoiser(law, data).gaussian
     times = time_grid(law, 4, "optimised", model=model, solver="ddim")
     assert torch.equal(times, gaussian_transport_error(law, "ddim", 4, data, grid="optimised").times)
+
+
+def test_the_optimised_grid_is_searched_once_for_the_same_values(monkeypatch):
+    from spatialdiff.sampling import optimised
+
+    searches = []
+    original = optimised.search
+    monkeypatch.setattr(optimised, "search", lambda *a: searches.append(1) or original(*a))
+    law = sd.VP(torus(NOISE))
+    covariance = torus(DATA)
+    model = sd.oracles.GaussianDenoiser(law, covariance).gaussian
+
+    def asked(steps=3, options=None):
+        return time_grid(law, steps, "optimised", model=model, solver="exponential", options=options)
+
+    first = asked()
+    assert torch.equal(asked(), first)
+    assert len(searches) == 1
+    asked(4)
+    assert len(searches) == 2
+    assert not torch.equal(asked(options={"order": 1}), first)
+    assert len(searches) == 3
+    with torch.no_grad():
+        covariance.kernel.raw_lengthscale.add_(0.5)
+    assert not torch.equal(asked(), first)
+    assert len(searches) == 4
