@@ -107,3 +107,36 @@ def test_large_grids_without_a_common_basis_can_be_preconditioned():
             break
     expected = alpha * data.matmul(z)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def scattered(method):
+    places = 10.0 * torch.rand(60, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    if method == "vecchia":
+        domain = sd.Points(places)
+        kernels = (Matern(nu=1.5, lengthscale=2.0), Exponential(lengthscale=4.0, variance=1.5))
+    else:
+        domain = sd.Mesh.delaunay(places)
+        kernels = (Matern(nu=1.0, lengthscale=2.0), Matern(nu=1.0, lengthscale=4.0, variance=1.5))
+    return [sd.covariance(k, domain, method=method).double().requires_grad_(False) for k in kernels]
+
+
+@pytest.mark.parametrize("method", ["vecchia", "spde"])
+@pytest.mark.parametrize("make", [sd.VP, sd.CLD])
+def test_sparse_covariances_have_posterior_means_and_exact_steps(monkeypatch, method, make):
+    """Scattered sites and a mesh, K = 1 and 2: `μ + α C (α² C + σ² Γ)⁻¹ (y - α μ)`, and the flow's map."""
+    gamma, data = scattered(method)
+    law = make(gamma)
+    u = law.start(3, 1, generator=torch.Generator().manual_seed(1))
+    dense = sd.oracles.GaussianDenoiser(law, data, mean=0.3)
+    by_modes = sd.sample(dense, 3, solver="gaussian", steps=2, start=u)
+    monkeypatch.setattr(krylov, "DENSE_LIMIT", 0)
+    oracle = sd.oracles.GaussianDenoiser(law, data, mean=0.3)
+    assert isinstance(oracle.gaussian.spectra()[0], KrylovBasis)
+    C, G = data.to_dense(), gamma.to_dense()
+    for t in torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64):
+        alpha, y = law.alpha(t), law.reduce(u, t).flatten(1)
+        solved = torch.linalg.solve(alpha**2 * C + law.variance(t) * G, (y - alpha * 0.3).T)
+        expected = 0.3 + (alpha * C @ solved).T
+        assert float((oracle(u, t).flatten(1) - expected).norm() / expected.norm()) < 1e-6
+    found = sd.sample(oracle, 3, solver="gaussian", steps=2, start=u)
+    assert float((found - by_modes).norm() / by_modes.norm()) < 1e-4
