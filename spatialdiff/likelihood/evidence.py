@@ -68,7 +68,7 @@ def evidence_bound(
         proposal: density of the times: `"analytic"`, `"log_snr"`, `"time"`, `"learned"`, or a `Proposal`; by
             default the first, and the second for the implicit form and the paper's arrangement, which are
             noisy at every level.
-        batch_size: states per evaluation. generator: of the draws. **condition: for the network.
+        batch_size: states per evaluation. generator: of the draws. condition: for the network.
 
     Raises:
         ValueError: unknown names, odd or too few samples, times out of order, fields of another shape.

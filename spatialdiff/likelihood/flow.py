@@ -78,7 +78,7 @@ def probability_flow(
         control: whether the trace of the fitted Gaussian model is taken out of Hutchinson's estimator, and
             the model used before t0.
         rtol, atol: tolerances of the integrator, on states and on nats per site.
-        generator: of the draws. **condition: for the network.
+        generator: of the draws. condition: for the network.
 
     Raises:
         ValueError: unknown names, `start="data"` with auxiliary variables, too few samples, other fields.
