@@ -46,6 +46,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "Gaussian step": ("gaussian", {"order": 1}, 1),
     "Gaussian step, order 2": ("gaussian", {"order": 2}, 1),
     "Gaussian SDE step": ("gaussian_sde", {}, 1),
+    "Euler": ("euler", {}, 1),
+    "splitting": ("splitting", {}, 1),
+    "splitting, order 2": ("splitting", {"order": 2}, 2),
 }
 
 

@@ -82,6 +82,7 @@ def restrict(values: Tensor, domain: Domain, observed: Tensor) -> tuple[Tensor, 
 
 
 def check_variation(flat: Tensor, seen: Tensor | None, scale: float, has_channels: bool) -> None:
+    """Raise ``ValueError`` where a channel is constant."""
     for channel in range(flat.shape[1]):
         values = flat[:, channel] if seen is None else flat[:, channel][seen[:, channel]]
         if float(values.std(correction=0)) <= 1e-12 * scale:

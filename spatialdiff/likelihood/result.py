@@ -46,6 +46,11 @@ class Likelihood:
         return self.value / self.sites
 
     @property
+    def nats_per_site_standard_error(self) -> Tensor:
+        """Standard error of `nats_per_site`, `(B,)`."""
+        return self.standard_error / self.sites
+
+    @property
     def mean(self) -> float:
         """Mean over the fields, nats per site."""
         return float(self.nats_per_site.mean())

@@ -102,6 +102,7 @@ class Bound:
         self.control = control and (form, conditioning) == ("denoising", "hybrid") and self.terms is not None
 
     def at(self, time: float) -> Tensor:
+        """A time as the law wants it, ``()`` float64."""
         return torch.tensor(time, dtype=torch.float64, device=self.law.covariance.device)
 
     def closed(self, x: Tensor) -> dict[str, Tensor]:

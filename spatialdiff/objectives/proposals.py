@@ -200,6 +200,7 @@ def mixed(weights: Tensor, floor: float) -> Tensor:
 
 
 def equal(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether both are None, or hold the same."""
     if first is None or second is None:
         return first is second
     return first is second or (first.shape == second.shape and torch.equal(first, second))

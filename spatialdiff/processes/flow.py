@@ -47,11 +47,6 @@ class FlowStep:
     W: Tensor
 
 
-def flow_map(law: Law, t: Times, s: Times, ratio: Tensor | float, *, tolerance: float = TOLERANCE) -> Tensor:
-    """M(t → s) ``(…, K, K)`` of the probability flow of Gaussian data; see ``flow_step``."""
-    return flow_step(law, t, s, ratio, tolerance=tolerance).M
-
-
 def flow_step(
     law: Law,
     t: Times,
@@ -157,6 +152,7 @@ def flat(M: Tensor, W: Tensor) -> Tensor:
 
 
 def unflat(both: Tensor, ratio: Tensor, variables: int) -> FlowStep:
+    """The inverse of ``flat``, with the shape of ρ."""
     square = variables**2
     M = both[..., :square].reshape(-1, *ratio.shape, variables, variables)
     return FlowStep(M, both[..., square:].reshape(-1, *ratio.shape, variables))

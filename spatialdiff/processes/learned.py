@@ -100,6 +100,7 @@ class LearnedDiffusion(LinearDiffusion):
         return self.dynamics()[2]
 
     def learned_parameters(self) -> list[nn.Parameter]:
+        """What ``learn=`` names: of Q, D, S, the schedule and Γ."""
         matrices = {"Q": self.skew, "D": self.dissipation, "S": self.law_factor}
         own = [parameter for name, parameter in matrices.items() if name in self.learn]
         schedule = list(self.schedule.parameters()) if "beta" in self.learn else []

@@ -52,6 +52,7 @@ class Panels:
         return Panels(self.owner.repeat_interleave(2), first, width)
 
     def chosen(self, which: Tensor) -> Panels:
+        """Those of a mask."""
         return Panels(self.owner[which], self.first[which], self.width[which])
 
 

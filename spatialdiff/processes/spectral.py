@@ -70,8 +70,14 @@ def spectral_basis(gamma: Covariance, what: str, basis: Basis | None = None) -> 
     """The basis of the Laplacian's modes in which Γ is diagonal, or ``basis`` if Γ is diagonal in it.
 
     White noise takes the Fourier basis of a grid whose axes are all periodic, the cosine basis of any other,
-    the eigenvectors of a graph. Raises ``ValueError`` where there is none.
+    the eigenvectors of a graph. Raises ``ValueError`` where there is none, ``TypeError`` for what is no
+    Covariance.
     """
+    if not isinstance(gamma, Covariance):
+        raise TypeError(
+            f"{what} needs one Covariance, got {type(gamma).__name__}; one for each variable is what "
+            "LinearDiffusion, CLD, ALDA and MALDA take"
+        )
     if basis is not None:
         return check_basis(gamma, basis, what)
     if not gamma.is_white:

@@ -73,7 +73,7 @@ def sample(
         grid: `"log_snr"`, `"uniform"`, `"quadratic"`, `"edm"` (see `time_grid`), or the times themselves;
             `"fitted"` is `"log_snr"` over the noise levels at which the fitted data emerge (`noise_range` of
             the Gaussian model), in place of `sigma_min` and `sigma_max`; `"optimised"` the times of least
-            exact Wasserstein-2 error of the solver on the fitted Gaussian, searched for in every call.
+            exact Wasserstein-2 error of the solver on the fitted Gaussian, searched for once.
         generator: source of every random number.
         start: the initial states `(n, K*C, *grid)` instead of drawn ones; needed by a bridge with coupling
             `"paired"`, there also the data variable `(n, C, *grid)` alone.

@@ -626,6 +626,12 @@ def test_a_covariance_without_a_fast_basis_is_refused(make):
         make(HarmonicCovariance(degrees, Sphere((6, 12), poles=False)))
 
 
+def test_one_covariance_for_each_variable_is_not_for_spectral_processes():
+    gamma = white(Grid((4, 4)))
+    with pytest.raises(TypeError, match="StochasticHeat needs one Covariance, got list"):
+        StochasticHeat([gamma, gamma], 1.0)
+
+
 def test_a_basis_that_is_not_that_of_gamma_is_refused():
     with pytest.raises(ValueError, match="diagonal in"):
         StochasticHeat(torus(), 0.1, basis=CosineBasis(TORUS))
