@@ -39,12 +39,15 @@ DATA = torus(Exponential(5.0))
 
 def fitted_noise() -> Figure:
     """Noise close to the data."""
-    return sd.oracles.transport_picture(sd.VP(torus(Matern(1.5, 3.0))), SOLVERS, STEPS, DATA, grid="fitted")
+    process = sd.VP(torus(Matern(1.5, 3.0)))
+    title = "Noise with a covariance close to that of the data"
+    return sd.oracles.transport_picture(process, SOLVERS, STEPS, DATA, grid="fitted", title=title)
 
 
 def white_noise() -> Figure:
     """White noise."""
-    return sd.oracles.transport_picture(sd.VP(sd.white(GRID).double()), SOLVERS, STEPS, DATA, grid="fitted")
+    process = sd.VP(sd.white(GRID).double())
+    return sd.oracles.transport_picture(process, SOLVERS, STEPS, DATA, grid="fitted", title="White noise")
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {

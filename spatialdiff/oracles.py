@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from spatialdiff.denoisers.empirical import EmpiricalDenoiser
 from spatialdiff.denoisers.gaussian import GaussianDenoiser
-from spatialdiff.sampling.transport import TransportError, gaussian_transport_error, transport_picture
+from spatialdiff.sampling.transport import TransportError, gaussian_transport_error
+from spatialdiff.sampling.transport_picture import transport_picture
 
 __all__ = [
     "EmpiricalDenoiser",

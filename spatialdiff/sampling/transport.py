@@ -25,14 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatialdiff.covariance import Covariance, joint_spectrum
+from spatialdiff.covariance import joint_spectrum
 from spatialdiff.covariance.basis import Basis, ChannelBasis
-from spatialdiff.denoisers.base import PosteriorMean
-from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.denoisers.resolve import data_law, resolve_channels, resolve_law
 from spatialdiff.processes import Law
 from spatialdiff.sampling.base import Noise
 from spatialdiff.sampling.grids import time_grid
+from spatialdiff.sampling.known_spectrum import SpectralDenoiser, given_spectrum
 from spatialdiff.sampling.modal import DiagonalCovariance, ModalProblem, follow, zeros
 from spatialdiff.sampling.sample import SOLVERS
 
@@ -259,106 +258,3 @@ class TransportProblem:
         parts = got.square().sum((-2, -1)) + wanted.square().sum((-2, -1)) - 2.0 * overlap
         parts = self.weights * parts.clamp(min=0.0)
         return self.copies * parts.sum(), parts if isinstance(self.basis, ChannelBasis) else None
-
-
-class KnownSpectrum(GaussianModel):
-    """A Gaussian model whose basis and eigenvalues are given."""
-
-    def __init__(
-        self, gamma: Covariance, mean: Tensor | float | None, spectrum: tuple[Basis, Tensor, Tensor]
-    ) -> None:
-        super().__init__(gamma, None, mean)
-        self.spectrum = spectrum
-
-    def spectra(self) -> tuple[Basis, Tensor, Tensor]:
-        return self.spectrum
-
-
-class SpectralDenoiser(PosteriorMean):
-    """The exact posterior mean of Gaussian data whose eigenvalues are known, on the domain itself."""
-
-    def __init__(
-        self,
-        law: Law,
-        channels: int,
-        spectrum: tuple[Basis, Tensor, Tensor],
-        mean: Tensor | float | None,
-    ) -> None:
-        super().__init__(channels)
-        self._law = (law,)
-        self.gaussian = KnownSpectrum(law.covariance, mean, spectrum)
-
-    @property
-    def law(self) -> Law:
-        return self._law[0]
-
-    def forward(self, u: Tensor, t: Tensor | float, **condition: Any) -> Tensor:
-        """`m(u, t)`, shape `(B, C, *grid)`."""
-        return self.gaussian.posterior_mean(u, self.law, self.times(u, t))
-
-
-def given_spectrum(law: Law, data: Tensor) -> tuple[Basis, Tensor, Tensor]:
-    """Basis and eigenvalues of Γ, and those of the data, checked."""
-    gamma = law.covariance
-    basis = gamma.basis or law.basis
-    if basis is None:
-        raise ValueError(
-            f"eigenvalues of the data need a basis of Γ, and {type(gamma).__name__} has none: give the "
-            "data's Covariance, or a Γ of method='torus' or 'cosine'"
-        )
-    modes = tuple(basis.modes)
-    if tuple(data.shape[data.ndim - len(modes) :]) != modes or data.ndim > len(modes) + 1:
-        raise ValueError(
-            f"eigenvalues of shape {tuple(data.shape)}; {basis!r} has modes {modes}, so that they need shape "
-            f"{modes} or (C, {', '.join(map(str, modes))})"
-        )
-    if not bool(torch.isfinite(data).all()) or bool((data < 0).any()):
-        raise ValueError("eigenvalues of the data must be finite and not negative")
-    values = gamma._variance() if gamma.is_white else gamma.eigenvalues()
-    return basis, values.detach(), data.detach()
-
-
-def transport_picture(
-    process: Any,
-    solvers: Mapping[str, tuple[str, Mapping[str, Any]]] | list[str],
-    steps: list[int],
-    data_spectrum: Any,
-    *,
-    grid: str = "log_snr",
-    **options: Any,
-) -> Any:
-    """The relative transport error of several solvers against the number of steps, a matplotlib figure.
-
-    Args:
-        process, data_spectrum, grid, options: as for ``gaussian_transport_error``.
-        solvers: names, or labels with ``(name, options)``.
-        steps: the numbers of steps.
-    """
-    import matplotlib.pyplot as plt
-
-    from spatialdiff.style import PALETTE, style
-
-    named = solvers if isinstance(solvers, Mapping) else {name: (name, {}) for name in solvers}
-    with style():
-        figure, axes = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
-        for i, (label, (name, own)) in enumerate(named.items()):
-            values = [
-                gaussian_transport_error(
-                    process, name, count, data_spectrum, **{"grid": grid, **options, **own}
-                ).relative
-                for count in steps
-            ]
-            axes.loglog(steps, values, marker="o", markersize=3, color=PALETTE[i % len(PALETTE)], label=label)
-        axes.set(xlabel="steps", ylabel="W₂ error relative to the data", title="Transport error")
-        axes.set_xticks(steps, [str(count) for count in steps])
-        axes.minorticks_off()
-        axes.legend()
-    return figure
-
-
-__all__ = [
-    "TransportError",
-    "TransportProblem",
-    "gaussian_transport_error",
-    "transport_picture",
-]
