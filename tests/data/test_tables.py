@@ -104,10 +104,11 @@ def test_every_table_has_units_and_a_source():
 
 
 def test_a_wheel_carries_the_tables():
-    """The patterns of the package data match every file of the folder."""
+    """The folder is a package, and the patterns of its data match every file."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings["package-data"]["spatialdiff"]
-    matched = {path for pattern in patterns for path in (ROOT / "spatialdiff").glob(pattern)}
+    assert "spatialdiff.data.tables" in settings["packages"]
+    patterns = settings["package-data"]["spatialdiff.data.tables"]
+    matched = {path for pattern in patterns for path in (ROOT / "spatialdiff/data/tables").glob(pattern)}
     files = set((ROOT / "spatialdiff/data/tables").iterdir())
     assert {path.name for path in files} == {f"{name}.csv.gz" for name in CHECKSUMS} | {"SOURCES.md"}
     assert files <= matched
