@@ -3,7 +3,7 @@ r"""The velocity of the probability flow and its divergence.
 The velocity `v(u, t) = a(t) u + w(t) ⊗ D(u, t) + …` is linear in the posterior mean, with
 
     w = dα/dt - α (dσ/dt)/σ,   trace of the linear part  n (dσ/dt)/σ            (scalar laws, bridges too)
-    w = -½ QΣ⁻¹φ,                                        n tr(F + ½ QΣ⁻¹)       (noise processes of any K)
+    w = a - ½ QΣ⁻¹φ,                                     n tr(E + ½ QΣ⁻¹)       (any K, SDE E u + a ⊗ D)
 
 so that only `∇·(w ⊗ D)` has to be estimated, by `E εᵀ (∂D/∂u) (w ⊗ ε)` with signs ε on the sites of the
 data alone (Hutchinson's estimator on all variables would pick up the large blocks between them). With a
@@ -21,9 +21,9 @@ from torch import Tensor
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.likelihood.draws import repeat
 from spatialdiff.objectives.gaussian_terms import GaussianTerms
-from spatialdiff.objectives.sde_terms import divergence_rate, trace_rate
-from spatialdiff.processes import NoiseProcess
+from spatialdiff.objectives.sde_terms import state_gradient
 from spatialdiff.processes.marginals import weighted_mean
+from spatialdiff.processes.rotating_frame import dynamics
 from spatialdiff.processes.scalar import ScalarLaw
 
 #: states per evaluation of the exact divergence
@@ -72,9 +72,10 @@ class FlowField:
     def directional(self, state: Tensor, data: Tensor, t: Tensor, weight: Tensor, probe: Tensor) -> Tensor:
         """`εᵀ (∂r/∂u) (w ⊗ ε)` per state, `r = D` without a model."""
         rest = data
-        if self.terms is not None:
+        # where only the model depends on the state by autograd, the network's own part would be lost
+        if self.terms is not None and data.requires_grad:
             rest = data - self.terms.model.posterior_mean(state, self.law, t)
-        (gradient,) = torch.autograd.grad((rest * probe).sum(), state)
+        gradient = state_gradient(rest, probe, state)
         return (gradient * self.law.mix(weight[..., None], probe)).double().flatten(1).sum(1)
 
     def exact(self, u: Tensor, t: Tensor, weight: Tensor) -> Tensor:
@@ -101,18 +102,18 @@ class FlowField:
         law = self.law
         if isinstance(law, ScalarLaw):
             return (law.alpha_rate(t) - law.alpha(t) * law.sigma_rate(t) / law.sigma(t))[..., None]
-        if not isinstance(law, NoiseProcess):
-            raise TypeError(f"{type(law).__name__} is neither a scalar law nor a noise process")
-        pull = law.diffusion_matrix(t) @ law.precision(t) @ law.marginal(t)[0][..., None]
-        return -0.5 * pull[..., 0]
+        _, spread, pull = dynamics(law, t)
+        score = spread @ law.precision(t) @ law.marginal(t)[0][..., None]
+        return (pull - 0.5 * score)[..., 0]
 
     def linear_trace(self, t: Tensor) -> Tensor:
         """The trace of the velocity at a fixed posterior mean."""
-        law, channels = self.law, self.denoiser.channels
+        law = self.law
         if isinstance(law, ScalarLaw):
             return self.size * weighted_mean(law.sigma_rate(t) / law.sigma(t), law.basis)
-        assert isinstance(law, NoiseProcess)
-        return divergence_rate(law, t, channels) + 0.5 * trace_rate(law, t, channels)
+        drift, spread, _ = dynamics(law, t)
+        matrix = drift + 0.5 * spread @ law.precision(t)
+        return self.size * weighted_mean(matrix.diagonal(dim1=-2, dim2=-1).sum(-1), law.basis)
 
     def model_trace(self, t: Tensor, weight: Tensor) -> Tensor:
         """`Σ_k gain_k qᵀw`, the trace of `w ⊗ m`."""

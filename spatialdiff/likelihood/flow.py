@@ -131,7 +131,7 @@ def probability_flow(
 
 def carried(law: Law, x: Tensor, t: Tensor, terms: GaussianTerms | None) -> tuple[Tensor, Tensor]:
     """`u_{t0}` that the flow takes the data to, and the log-determinant of that map, `(B,)`."""
-    alpha = law.alpha(t)
+    alpha = law.marginal(t)[0][..., 0]
     size = law.covariance.domain.size * x.shape[1]
     if law.basis is None:
         growth = (size * alpha.log()).expand(len(x))

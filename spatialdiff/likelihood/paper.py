@@ -27,7 +27,6 @@ from spatialdiff.objectives.bound_terms import (
     draw_state,
     model_mean,
 )
-from spatialdiff.objectives.interval import log_snr_rate
 from spatialdiff.objectives.sde_terms import (
     denoising_integrand,
     divergence_rate,
@@ -148,4 +147,4 @@ class PaperArrangement:
                 probe = signs(x, self.generator)
                 value = implicit_integrand(process, state, t, mean, probe, create_graph=False).detach()
             value = 0.5 * trace_rate(process, t, self.channels) - value
-        return (value + drift) / (log_snr_rate(process, t).abs() * density)
+        return (value + drift) / (process.log_snr_rate(t).abs() * density)

@@ -107,8 +107,14 @@ def dequantise(
     """`offset + scale (v + U)/levels`, U uniform in `[0, 1)`, of integers `v` from 0 to `levels - 1`.
 
     Raises:
-        ValueError: values that are not whole or out of range.
+        ValueError: values that are not whole or out of range; fewer than 2 levels, a scale that is not
+            positive.
     """
+    if levels < 2 or not (math.isfinite(scale) and scale > 0.0):
+        raise ValueError(
+            f"levels={levels!r} and scale={scale!r}; dequantise needs at least 2 levels and a positive, "
+            "finite scale"
+        )
     numbers = values.to(dtype)
     whole = bool((numbers == numbers.round()).all())
     if not whole or bool((numbers < 0).any()) or bool((numbers >= levels).any()):

@@ -27,7 +27,7 @@ from spatialdiff.objectives.bound_terms import (
     weighted_error,
 )
 from spatialdiff.objectives.gaussian_terms import GaussianTerms
-from spatialdiff.objectives.interval import Interval, interval_of, log_snr_rate, measure
+from spatialdiff.objectives.interval import Interval, interval_of, measure
 from spatialdiff.objectives.proposals import Proposal
 from spatialdiff.objectives.sde_terms import (
     check_conditioning,
@@ -146,7 +146,7 @@ class Bound:
             return Draw(levels, density, value)
         value = self.by_score(x, t, generator, **condition)
         with torch.no_grad():
-            speed = log_snr_rate(law, t).abs() * density
+            speed = law.log_snr_rate(t).abs() * density
         return Draw(levels, density, value / speed)
 
     def by_score(self, x: Tensor, t: Tensor, generator: torch.Generator | None, **condition: Any) -> Tensor:

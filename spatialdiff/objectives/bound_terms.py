@@ -121,7 +121,7 @@ def decoder_constant(law: Law, t: Tensor, channels: int, terms: GaussianTerms | 
     if terms is not None:
         return terms.decoder_constant(t)
     size = law.covariance.domain.size * channels
-    level = weighted_mean(law.information(t).log(), law.basis)
+    level = law.log_snr(t)
     return -0.5 * (size * (math.log(2.0 * math.pi) - level) + log_det(law.covariance, channels))
 
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from spatialdiff.denoisers.denoiser import Denoiser
-from spatialdiff.objectives.interval import log_snr_rate
 from spatialdiff.objectives.times import TimeDistribution, time_distribution
 from spatialdiff.objectives.weighting import (
     check_batch,
@@ -155,6 +154,6 @@ class BridgeMixture(nn.Module):
 
 def path_density(times: TimeDistribution, law: Law, t: Tensor) -> Tensor:
     """The density of the times `t` that `times` draws, `(*t)` and an axis for each mode of the law."""
-    density = times.density(law, t) * log_snr_rate(law, t).abs()
+    density = times.density(law, t) * law.log_snr_rate(t).abs()
     modes = 0 if law.basis is None else len(law.basis.modes)
     return density.detach().reshape((*density.shape, *[1] * modes))

@@ -7,18 +7,20 @@ per mode its mean over the modes), which grows steadily on the way to the data.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spatialdiff.processes import Law
-from spatialdiff.processes.marginals import weighted_mean
 
 #: σ/α at which a bound ends by default: where the training of denoisers ends too
 SMALLEST = 0.002
 #: log I below which nothing is integrated: an information of 1e-13 tells nothing of data of any scale in use
 LOWEST = -30.0
+#: halvings by which the time is found where the last of the modes is that low
+HALVINGS = 60
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ def interval_of(law: Law, t0: float | None = None, t1: float | None = None) -> I
         )
     with torch.no_grad():
         far = law.times(law.start_time if t1 is None else t1)
-        low = max(float(law.log_snr(far)), LOWEST)
         if t0 is None:
             default = -2.0 * torch.tensor(SMALLEST, dtype=torch.float64).log()
             near = law.time_of_log_snr(default.to(law.covariance.device))
         else:
             near = law.times(t0)
         high = float(law.log_snr(near))
+        low = lowest_level(law, near, far)
     if not low < high < float("inf"):
         raise ValueError(
             f"t0={float(near):g} (log SNR {high:g}) must lie strictly between the data at "
@@ -59,9 +61,19 @@ def interval_of(law: Law, t0: float | None = None, t1: float | None = None) -> I
     return Interval(float(near), float(far), low, high)
 
 
-def log_snr_rate(law: Law, t: Tensor) -> Tensor:
-    """dλ/dt, the mean over the modes of `(dI/dt)/I`, shape of `t`."""
-    return weighted_mean(law.information_rate(t) / law.information(t), law.basis)
+def lowest_level(law: Law, near: Tensor, far: Tensor) -> float:
+    """λ at `far`, or where nothing is left to tell from there on: in any mode, not in the mean of them."""
+    low = float(law.log_snr(far))
+    if law.basis is None or low >= LOWEST:
+        return max(low, LOWEST)
+    if float(law.information(far).max()) >= math.exp(LOWEST):
+        return low
+    inside, outside = near, far
+    for _ in range(HALVINGS):
+        middle = 0.5 * (inside + outside)
+        told = float(law.information(middle).max()) >= math.exp(LOWEST)
+        inside, outside = (middle, outside) if told else (inside, middle)
+    return float(law.log_snr(inside))
 
 
 def measure(law: Law, t: Tensor, density: Tensor) -> Tensor:
@@ -71,6 +83,6 @@ def measure(law: Law, t: Tensor, density: Tensor) -> Tensor:
     gradient, since an expectation does not depend on it. Without modes it is `I/density`.
     """
     with torch.no_grad():
-        speed = log_snr_rate(law, t).abs() * density
+        speed = law.log_snr_rate(t).abs() * density
     rate = law.information_rate(t).abs()
     return rate / speed.reshape((*speed.shape, *[1] * (rate.ndim - speed.ndim)))

@@ -100,11 +100,30 @@ def implicit_integrand(
         create_graph: whether the result is to be differentiated again.
     """
     pull = process.diffusion_matrix(t) @ process.precision(t) @ process.marginal(t)[0][..., None]
-    (gradient,) = torch.autograd.grad((mean * probe).sum(), u, create_graph=create_graph, retain_graph=True)
+    gradient = state_gradient(mean, probe, u, create_graph=create_graph, retain_graph=True)
     divergence = (gradient * process.mix(pull, probe)).double().flatten(1).sum(1)
     channels = mean.shape[1]
     score = energy(process, process.gamma_score(u, t, mean), t)
     return 0.5 * score + divergence - 0.5 * trace_rate(process, t, channels)
+
+
+def state_gradient(
+    mean: Tensor, probe: Tensor, u: Tensor, *, create_graph: bool = False, retain_graph: bool = False
+) -> Tensor:
+    """``(∂D/∂u)ᵀ ε``, shape of `u`; raises `ValueError` where autograd finds no way from the state to D."""
+    total = (mean * probe).sum()
+    found = None
+    if total.requires_grad:
+        (found,) = torch.autograd.grad(
+            total, u, create_graph=create_graph, retain_graph=retain_graph or create_graph, allow_unused=True
+        )
+    if found is None:
+        raise ValueError(
+            "the divergence needs the derivative of the posterior mean by the state, and autograd finds "
+            "none: the denoiser ignores the state, or computes under no_grad; use form='denoising', or a "
+            "differentiable denoiser"
+        )
+    return found
 
 
 def mutual_information(process: NoiseProcess, t: Tensor, channels: int) -> Tensor:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from spatialdiff.denoisers import Denoiser
-from spatialdiff.objectives.interval import log_snr_rate
 from spatialdiff.processes import Law
 
 DISTRIBUTIONS = ("edm", "log_snr", "uniform")
@@ -117,7 +116,7 @@ class TimeDistribution:
         with torch.no_grad():
             if self.name == "uniform":
                 length = abs(law.start_time - law.end_time) * (1.0 - 2.0 * self.margin)
-                return 1.0 / (length * log_snr_rate(law, t).abs())
+                return 1.0 / (length * law.log_snr_rate(t).abs())
             low, high = self.levels(law)
             level = -0.5 * law.log_snr(t)
             if self.name == "log_snr":

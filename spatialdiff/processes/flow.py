@@ -101,8 +101,11 @@ def flow_steps(
 def scalar_steps(law: Law, times: Tensor, ratio: Tensor) -> FlowStep:
     """The closed form for K = 1: ``M = √(P_s/P_t)``, W without its cancellation."""
     lift = RotatingFrame(law, ratio).lift
-    alpha, sigma = lift(law.alpha(times)), lift(law.sigma(times))
-    power = alpha.square() * ratio + lift(law.variance(times))
+    # of the state: alpha and sigma of a law are those of its statistic, which may be scaled
+    signal, noise = law.marginal(times)
+    alpha, variance = lift(signal[..., 0]), lift(noise[..., 0, 0])
+    sigma = variance.sqrt()
+    power = alpha.square() * ratio + variance
     now, then = alpha[:-1], alpha[1:]
     growth = (power[1:] / power[:-1]).sqrt()
     level = now * sigma[1:] / (then * sigma[:-1])

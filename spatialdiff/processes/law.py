@@ -110,6 +110,10 @@ class Law(Dynamics, ABC):
         """``log I``, averaged over the modes: ``(*t)``, increasing on the way to the data."""
 
     @abstractmethod
+    def log_snr_rate(self, t: Times) -> Tensor:
+        """Its derivative in t ``(*t)``, which has no quotient of modes that have faded away."""
+
+    @abstractmethod
     def time_of_log_snr(self, log_snr: Times) -> Tensor:
         """The time at which ``log_snr`` has a given value, clamped to ``[0, horizon]``."""
 
@@ -160,6 +164,7 @@ class Law(Dynamics, ABC):
         extra = field.ndim - 1 - self.basis.grid.ndim
         modes = len(self.basis.modes)
         if value.ndim > modes:
+            self._check_times(value.shape[: value.ndim - modes], field)
             value = value.reshape(value.shape[0], *[1] * extra, *value.shape[1:])
         return self.basis.multiply(field, value)
 
@@ -180,12 +185,7 @@ class Law(Dynamics, ABC):
         each = channels // columns
         value = matrix.to(device=field.device, dtype=field.dtype)
         modes = 0 if self.basis is None else len(self.basis.modes)
-        if value.ndim > 3 + modes or (value.ndim == 3 + modes and value.shape[0] not in (1, batch)):
-            raise ValueError(
-                f"t has shape {tuple(value.shape[: value.ndim - 2 - modes])} for a field of shape "
-                f"{tuple(field.shape)}; it must be a scalar or have shape ({batch},), one time per batch "
-                "entry"
-            )
+        self._check_times(value.shape[: value.ndim - 2 - modes], field)
         if self.basis is None:
             mixed = value @ field.reshape(batch, columns, -1)
             return mixed.reshape(batch, rows * each, *grid)
@@ -195,6 +195,24 @@ class Law(Dynamics, ABC):
             value = value.unsqueeze(0)
         mixed = (value.unsqueeze(3) * coefficients.unsqueeze(1)).sum(2)
         return self.basis.synthesize(mixed).reshape(batch, rows * each, *grid)
+
+    def _check_times(self, shape: Sequence[int], field: Tensor) -> None:
+        """Raise ``ValueError`` unless times of this shape are one for all fields, or one for each."""
+        batch = field.shape[0]
+        if len(shape) > 1 or (len(shape) == 1 and shape[0] not in (1, batch)):
+            raise ValueError(
+                f"t has shape {tuple(shape)} for a field of shape {tuple(field.shape)}; it must be a scalar "
+                f"or have shape ({batch},), one time per batch entry"
+            )
+
+    def _check_pair(self, u: Tensor, data: Tensor) -> None:
+        """Raise ``ValueError`` unless the state has the K variables of the data's channels."""
+        needed = (self.variables * data.shape[1], *data.shape[2:])
+        if tuple(u.shape[1:]) != needed:
+            raise ValueError(
+                f"the state has shape {tuple(u.shape)} and the data {tuple(data.shape)}; with "
+                f"{self.variables} variable(s) per site a state is (B, {', '.join(map(str, needed))})"
+            )
 
     def reduce(self, u: Tensor, t: Times) -> Tensor:
         """The statistic ``y = qᵀ(u - o_t) = α x + σ η̄`` ``(B, C, *grid)`` of a state ``(B, K*C, *grid)``."""
@@ -212,6 +230,7 @@ class Law(Dynamics, ABC):
 
     def gamma_score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
         """(I ⊗ Γ)∇log q(u_t | x) = Σ⁻¹(φ ⊗ x + o_t - u); that of the marginal where ``data`` is D(u, t)."""
+        self._check_pair(u, data)
         return self.mix(self.precision(t), self.mean(data, t) - u)
 
     def score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
@@ -222,11 +241,13 @@ class Law(Dynamics, ABC):
 
     def noise(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
         """η̄ = (y - α x)/σ ``(B, C, *grid)``, the noise of the statistic that leads from the data to u."""
+        self._check_pair(u, data)
         sigma = self._positive_sigma(t)
         return self.scale(1.0 / sigma, self.reduce(u, t) - self.scale(self.alpha(t), data))
 
     def variable_noise(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
         """η = L⁻¹(u - φ ⊗ x - o) ``(B, K*C, *grid)``, the noise of every variable that leads from x to u."""
+        self._check_pair(u, data)
         self._positive_sigma(t)
         root = self.root(t)
         eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)

@@ -20,7 +20,7 @@ from spatialdiff.processes.auxiliary import malda_matrices
 from spatialdiff.processes.learned_beta import LearnedBeta
 from spatialdiff.processes.linear import LinearDiffusion
 from spatialdiff.processes.matrices import default_schedule, stationary_matrices
-from spatialdiff.processes.schedules import BetaSchedule
+from spatialdiff.processes.schedules import BetaSchedule, positive
 
 LEARNABLE = ("Q", "D", "S", "beta", "covariance")
 
@@ -39,7 +39,9 @@ class LearnedDiffusion(LinearDiffusion):
         floor: ε of D.
 
     Raises:
-        ValueError: unknown names in ``learn``; "covariance" with a Γ that has no parameters to train.
+        TypeError: a Γ that is no single Covariance.
+        ValueError: numbers that are not positive; unknown names in ``learn``; "covariance" with a Γ that has
+            no parameters to train.
     """
 
     def __init__(
@@ -52,12 +54,16 @@ class LearnedDiffusion(LinearDiffusion):
         beta: BetaSchedule | None = None,
         floor: float = 1e-4,
     ) -> None:
+        if not isinstance(gamma, Covariance):
+            raise TypeError(
+                f"LearnedDiffusion needs one Covariance, got {type(gamma).__name__}; the covariance of the "
+                "other variables relative to it is what S learns"
+            )
         unknown = [name for name in learn if name not in LEARNABLE]
         if unknown or isinstance(learn, str):
             raise ValueError(f"learn={learn!r}; it is a sequence out of {', '.join(LEARNABLE)}")
-        if floor <= 0.0:
-            raise ValueError(f"floor={floor:g}; it must be positive, so that D stays positive definite")
-        skew, dissipation, law = start_matrices(variables, mass)
+        positive("floor", floor)  # so that D stays positive definite
+        skew, dissipation, law = start_matrices(variables, positive("mass", mass))
         lower = _lower_root(dissipation, floor)
         A, G = stationary_matrices(skew, lower @ lower.mT + floor * torch.eye(variables), law)
         schedule = default_schedule(A, G) if beta is None else beta

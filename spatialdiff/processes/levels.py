@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spatialdiff.processes.marginals import weighted_mean
-
 if TYPE_CHECKING:
     from spatialdiff.processes.law import Law
 
@@ -80,7 +78,7 @@ class LevelTable:
     def _newton(self, log_time: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """The Newton step from ``log t``, and whether λ there is above the level."""
         t = log_time.exp().clamp(max=self.law.horizon)
-        slope = t * weighted_mean(self.law.information_rate(t) / self.law.information(t), self.law.basis)
+        slope = t * self.law.log_snr_rate(t)
         excess = self.law.log_snr(t) - level
         return log_time - excess / slope, excess > 0
 

@@ -32,9 +32,10 @@ from spatialdiff.processes.matrices import (
     lyapunov,
     stationary_matrices,
 )
-from spatialdiff.processes.modes import check_basis, fast_basis, relative_roots
+from spatialdiff.processes.modes import as_covariances, check_basis, fast_basis, relative_roots
 from spatialdiff.processes.moments import linear_moments, psd_root
 from spatialdiff.processes.noise import NoiseProcess
+from spatialdiff.processes.posteriors import state_posterior
 from spatialdiff.processes.schedules import BetaSchedule
 
 _MATRICES = ("_drift", "_diffusion", "_stationary", "_initial", "_own_diffusion", "_own_initial")
@@ -57,6 +58,7 @@ class LinearDiffusion(NoiseProcess):
         basis: the basis of the modes; by default Γ's own where A or G have modes.
 
     Raises:
+        TypeError: a Γ that is no Covariance, nor a sequence of them.
         ValueError: matrices of other shapes, an A that grows, G or V_0 not positive semi-definite, noise that
             does not reach every variable, modes without a fast basis.
     """
@@ -78,7 +80,7 @@ class LinearDiffusion(NoiseProcess):
         initial: Matrix | None = None,
         basis: Basis | None = None,
     ) -> None:
-        first, others = (gamma, ()) if isinstance(gamma, Covariance) else (gamma[0], tuple(gamma[1:]))
+        first, *others = as_covariances(gamma, type(self).__name__)
         drift, diffusion = check_matrices(A, G)
         schedule = default_schedule(drift, diffusion) if beta is None else beta
         super().__init__(first, schedule.horizon)
@@ -222,12 +224,16 @@ class LinearDiffusion(NoiseProcess):
         return self._marginal(t).information
 
     def information_rate(self, t: Times) -> Tensor:
-        """``-φᵀΣ⁻¹ β G Σ⁻¹φ``."""
-        pull = self._marginal(t).pull[..., None]
-        return -(pull.mT @ self.diffusion_matrix(t) @ pull)[..., 0, 0]
+        """``-φᵀΣ⁻¹ β G Σ⁻¹φ``; 0 where the state holds the data."""
+        found = self._marginal(t)
+        information = torch.where(found.at_data, 0.0, found.information)
+        return information * found.log_rate(self.diffusion_matrix(t))
 
     def log_snr(self, t: Times) -> Tensor:
-        return weighted_mean(self._marginal(t).information.log(), self.basis)
+        return weighted_mean(self._marginal(t).log_information, self.basis)
+
+    def log_snr_rate(self, t: Times) -> Tensor:
+        return weighted_mean(self._marginal(t).log_rate(self.diffusion_matrix(t)), self.basis)
 
     def time_of_log_snr(self, log_snr: Times) -> Tensor:
         schedule = self.schedule.parameters() if isinstance(self.schedule, torch.nn.Module) else ()
@@ -239,13 +245,8 @@ class LinearDiffusion(NoiseProcess):
 
     def posterior(self, t: Times, s: Times) -> tuple[Tensor, Tensor, Tensor]:
         s, t = self.ordered(s, t, ("s", "t"))
-        phi, sigma = self.transition(s, t)
-        before, after = self._marginal(s), self._marginal(t)
-        gain = before.sigma @ phi.mT @ after.inverse_or_zero
-        kept = torch.eye(self.variables, dtype=torch.float64, device=phi.device) - gain @ phi
-        # Joseph's form: a sum of positive semi-definite terms
-        spread = kept @ before.sigma @ kept.mT + gain @ sigma @ gain.mT
-        pull = before.phi - (gain @ after.phi[..., None])[..., 0]
+        lengths = (self.schedule.integral(s), self.schedule.integral(t), self.schedule.between(s, t))
+        gain, pull, spread = state_posterior(*self.matrices(), self._marginal(s), self._marginal(t), lengths)
         return self._exact_ends(gain, pull, spread, s, t)
 
     def _exact_ends(

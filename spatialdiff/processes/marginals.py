@@ -25,6 +25,8 @@ from spatialdiff.processes.moments import SINGULAR, cholesky_root, linear_moment
 
 #: b‖A‖ below which the noise is carried back to time 0
 SHORT = 0.5
+#: log I below which √I, the weight of the data in the statistic, is 0 in float64; nothing is told apart there
+NOTHING = -1480.0
 
 
 @dataclass(frozen=True)
@@ -33,45 +35,58 @@ class Marginal:
 
     Args:
         phi: φ ``(…, K)``. sigma: Σ_t ``(…, K, K)``. root: its lower Cholesky factor.
-        pull: Σ_t⁻¹φ ``(…, K)``, 0 where I is infinite. information: I; infinite where the state holds the
-            data itself.
+        weights: Σ_t⁻¹φ/√I ``(…, K)``, which stays of its size where φ fades away; 0 where I is infinite.
+        log_information: log I, at least ``NOTHING``; infinite where the state holds the data itself.
     """
 
     phi: Tensor
     sigma: Tensor
     root: Tensor
-    pull: Tensor
-    information: Tensor
+    weights: Tensor
+    log_information: Tensor
 
     @cached_property
     def at_data(self) -> Tensor:
         """Where the state holds the data itself."""
-        return torch.isinf(self.information)
+        return torch.isinf(self.log_information)
+
+    @cached_property
+    def _safe(self) -> Tensor:
+        return torch.where(self.at_data, 0.0, self.log_information)
+
+    @cached_property
+    def information(self) -> Tensor:
+        """I."""
+        return torch.where(self.at_data, torch.inf, self._safe.exp())
 
     @cached_property
     def alpha(self) -> Tensor:
         """``√(I/(1 + I))``."""
-        safe = torch.where(self.at_data, 1.0, self.information)
-        return torch.where(self.at_data, 1.0, (safe / (1.0 + safe)).sqrt())
+        scaled = (0.5 * self._safe).exp() * (1.0 + self._safe.exp()).rsqrt()
+        return torch.where(self.at_data, 1.0, scaled)
 
     @cached_property
     def sigma_bar(self) -> Tensor:
         """``1/√(1 + I)``."""
-        return (1.0 + self.information).rsqrt()
+        return torch.where(self.at_data, 0.0, (1.0 + self._safe.exp()).rsqrt())
 
     @cached_property
     def statistic(self) -> Tensor:
         """``q = Σ⁻¹φ/√(I(1 + I))``; the data variable itself where it is the data."""
-        safe = torch.where(self.at_data, 1.0, self.information)
-        scaled = self.pull / (safe.sqrt() * (1.0 + safe).sqrt())[..., None]
+        scaled = self.weights * self.sigma_bar[..., None]
         return torch.where(self.at_data[..., None], self._first, scaled)
 
     @cached_property
     def noise_weights(self) -> Tensor:
         """``Lᵀq/σ = LᵀΣ⁻¹φ/√I``, of unit length."""
-        safe = torch.where(self.at_data, 1.0, self.information)
-        weights = (self.root.mT @ self.pull[..., None])[..., 0] / safe.sqrt()[..., None]
-        return torch.where(self.at_data[..., None], self._first, weights)
+        along = (self.root.mT @ self.weights[..., None])[..., 0]
+        return torch.where(self.at_data[..., None], self._first, along)
+
+    def log_rate(self, diffusion: Tensor) -> Tensor:
+        """``d log I`` per unit of time for the noise ``diffusion`` ``(…, K, K)``: ``-φᵀΣ⁻¹ G Σ⁻¹φ/I``."""
+        weights = self.weights[..., None]
+        speed = (weights.mT @ diffusion @ weights)[..., 0, 0]
+        return -torch.where(self.log_information > NOTHING, speed, 0.0)
 
     @property
     def _first(self) -> Tensor:
@@ -114,9 +129,15 @@ def marginal_law(drift: Tensor, diffusion: Tensor, initial: Tensor, b: Tensor) -
     eye = torch.eye(drift.shape[-1], dtype=torch.float64, device=phi.device)
     long = ~short
     root = cholesky_root(torch.where(long[..., None, None], sigma, eye))
-    whitened = torch.linalg.solve_triangular(root, phi[..., None], upper=False)
-    pull = torch.linalg.solve_triangular(root.mT, whitened, upper=True)[..., 0]
-    information = whitened.square().sum((-2, -1))
+    # by the direction of φ: its square is 0 in float64 long before it is
+    top = phi.detach().abs().amax(-1)
+    faded = top == 0.0
+    scaled = torch.where(faded[..., None], eye[:, 0], phi / torch.where(faded, 1.0, top)[..., None])
+    whitened = torch.linalg.solve_triangular(root, scaled[..., None], upper=False)
+    length_of = whitened.square().sum((-2, -1)).sqrt()
+    weights = torch.linalg.solve_triangular(root.mT, whitened, upper=True)[..., 0] / length_of[..., None]
+    level = 2.0 * (length_of.log() + torch.where(faded, 1.0, top).log())
+    level = torch.where(faded, NOTHING, level).clamp(min=NOTHING)
     if bool(short.any()):
         inside = short & ~at_data
         # only the short ones: exp(-Ab) of the others may overflow
@@ -126,8 +147,9 @@ def marginal_law(drift: Tensor, diffusion: Tensor, initial: Tensor, b: Tensor) -
         factor = cholesky_root(carried)
         unit = torch.linalg.solve_triangular(factor, eye[:, :1].expand(*factor.shape[:-1], 1), upper=False)
         backward = torch.linalg.solve_triangular(factor.mT, unit, upper=True)
+        information = unit.square().sum((-2, -1))
         # Σ⁻¹φ = Φ⁻ᵀ N⁻¹ e_1
-        near_pull = (reverse.mT @ backward)[..., 0]
+        near_weights = (reverse.mT @ backward)[..., 0] / information.sqrt()[..., None]
         start = psd_root(initial) if initial.requires_grad else lower(psd_root(initial))
         near_root = torch.where(
             at_data[..., None, None],
@@ -135,13 +157,14 @@ def marginal_law(drift: Tensor, diffusion: Tensor, initial: Tensor, b: Tensor) -
             lower(forward @ torch.where(short[..., None, None], factor, eye)),
         )
         root = torch.where(short[..., None, None], near_root, root)
-        pull = torch.where(short[..., None], torch.where(at_data[..., None], 0.0, near_pull), pull)
-        near = torch.where(at_data, torch.inf, unit.square().sum((-2, -1)))
-        information = torch.where(short, near, information)
+        near_weights = torch.where(at_data[..., None], 0.0, near_weights)
+        weights = torch.where(short[..., None], near_weights, weights)
+        near = torch.where(at_data, torch.inf, information.log())
+        level = torch.where(short, near, level)
     unreached = (root.detach().diagonal(dim1=-2, dim2=-1) <= 0.0).any(-1) & ~at_data
     if bool(unreached.any()):
         raise ValueError(SINGULAR)
-    return Marginal(phi, sigma, root, pull, information)
+    return Marginal(phi, sigma, root, weights, level)
 
 
 def weighted_mean(values: Tensor, basis: Basis | None) -> Tensor:

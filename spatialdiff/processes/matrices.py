@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatialdiff.processes.moments import linear_moments
+from spatialdiff.processes.moments import SINGULAR, cholesky_root, linear_moments
 from spatialdiff.processes.schedules import BetaSchedule, ConstantBeta, LinearBeta
 
 #: rounding allowed in signs and symmetries, relative to the largest entry
@@ -107,6 +107,7 @@ def default_schedule(A: Tensor, G: Tensor) -> BetaSchedule:
     """β linear, its ends as 0.1 : 20, so long that as little of the data is left as VP leaves.
 
     ``|φ_T| ≤ 0.0066`` in the metric of the stationary law, in every mode; β = 1 on [0, 1] if there is none.
+    Raises ``ValueError`` where the noise does not reach every variable.
     """
     law = lyapunov(A, G)
     if law is None:
@@ -114,9 +115,14 @@ def default_schedule(A: Tensor, G: Tensor) -> BetaSchedule:
     slowest = -float(torch.linalg.eigvals(A).real.max())
     b = torch.logspace(-2, 2, 2000, dtype=torch.float64) / slowest
     phi = linear_moments(A, G, b)[0][..., :, 0]
-    left = (phi * torch.linalg.solve(law, phi[..., None])[..., 0]).sum(-1).sqrt()
+    root = cholesky_root(law)
+    if bool((root.diagonal(dim1=-2, dim2=-1) <= 0.0).any()):
+        raise ValueError(SINGULAR)
+    left = torch.linalg.solve_triangular(root, phi[..., None], upper=False).square().sum((-2, -1)).sqrt()
     left = left.reshape(len(b), -1).amax(-1)
-    total = float(b[int((left > LEFT).nonzero().max()) + 1])
+    # a stationary law far wider than the data drowns them from the first b on
+    over = (left > LEFT).nonzero()
+    total = float(b[0] if over.numel() == 0 else b[int(over.max()) + 1])
     return LinearBeta(0.1 / 10.05 * total, 20.0 / 10.05 * total)
 
 

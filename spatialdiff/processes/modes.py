@@ -37,6 +37,20 @@ def check_basis(gamma: Covariance, basis: Basis, what: str) -> Basis:
     return basis
 
 
+def as_covariances(gamma: Covariance | Sequence[Covariance], what: str) -> tuple[Covariance, ...]:
+    """One Γ, or one for each variable, as a tuple; raises ``TypeError`` for anything else."""
+    several = (gamma,) if isinstance(gamma, Covariance) else gamma
+    if not isinstance(several, Sequence) or not several:
+        raise TypeError(f"{what} needs a Covariance, or one for each variable; got {gamma!r}")
+    for each in several:
+        if not isinstance(each, Covariance):
+            raise TypeError(
+                f"{what} needs a Covariance, or one for each variable; got {type(each).__name__} among them. "
+                "Build one with spatialdiff.covariance(kernel, grid)"
+            )
+    return tuple(several)
+
+
 def relative_roots(covariances: Sequence[Covariance], variables: int, what: str) -> tuple[Tensor, Basis]:
     """``√(γ_jk/γ_1k)`` ``(*modes, K)`` of one covariance per variable, and their common basis.
 

@@ -31,6 +31,8 @@ from spatialdiff.processes.pinned_moments import (
 )
 
 PINS = ("data", "state")
+#: share of the horizon before its end over which a reference has to keep something of its state
+CLOSE = 1e-9
 
 
 class LinearBridge(Pinned):
@@ -48,7 +50,8 @@ class LinearBridge(Pinned):
 
     Raises:
         TypeError: a reference that is no noise process.
-        ValueError: an unknown ``pin``.
+        ValueError: an unknown ``pin``; a reference that forgets its state on the way to its horizon (α = 0
+            there, as for ``Cosine`` and ``Rectified``), which cannot be pulled to an end.
     """
 
     def __init__(self, reference: NoiseProcess, pin: str = "data") -> None:
@@ -63,6 +66,14 @@ class LinearBridge(Pinned):
         self.variables = reference.variables
         self.pin = pin
         self.pins = 1 if pin == "data" else reference.variables
+        with torch.no_grad():
+            last = self.rest((1.0 - CLOSE) * self.horizon)[0]
+        if bool((last[..., : self.pins, :].abs().amax((-2, -1)) == 0.0).any()):
+            raise ValueError(
+                f"{type(reference).__name__} keeps nothing of its state up to its horizon {self.horizon:g} "
+                "(alpha is 0 there), so that nothing pulls a path to a given end; pin a process that runs at "
+                "a finite rate, such as VP, CLD or BrownianMotion"
+            )
 
     def learned_parameters(self) -> list[nn.Parameter]:
         return self.reference_process.learned_parameters()

@@ -24,7 +24,7 @@ from torch import Tensor
 from spatialdiff.covariance import Covariance
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.law import Law
-from spatialdiff.processes.marginals import weighted_mean
+from spatialdiff.processes.marginals import NOTHING, weighted_mean
 from spatialdiff.processes.pinned import LinearBridge
 from spatialdiff.processes.pinned_levels import BridgeLevels
 from spatialdiff.processes.pinned_statistic import Coefficients
@@ -178,7 +178,19 @@ class PinnedLaw(Law):
         return ((p[..., None, :] @ spread) @ (2.0 * pull - p)[..., None])[..., 0, 0]
 
     def log_snr(self, t: Times) -> Tensor:
-        return weighted_mean(self.information(t).log(), self.basis)
+        found = self.coefficients(t).log_information
+        # a start that says nothing is no matter of rounding
+        start = (self.times(t) <= 0.0).reshape((-1, *[1] * (found.ndim - 1)) if found.ndim else ())
+        found = torch.where(start & (found <= NOTHING), -torch.inf, found)
+        return weighted_mean(torch.where(self._at_data(t), torch.inf, found), self.basis)
+
+    def log_snr_rate(self, t: Times) -> Tensor:
+        found = self.coefficients(t)
+        weights = found.weights
+        pull = self.bridge.pull(t)[0][..., 0] * (-0.5 * found.log_information).exp()[..., None]
+        spread = self.bridge.diffusion_matrix(t)
+        rate = ((weights[..., None, :] @ spread) @ (2.0 * pull - weights)[..., None])[..., 0, 0]
+        return weighted_mean(torch.where(found.log_information > NOTHING, rate, 0.0), self.basis)
 
     def time_of_log_snr(self, log_snr: Times) -> Tensor:
         if self._levels is None or self._levels.stale():

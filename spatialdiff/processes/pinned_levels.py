@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spatialdiff.processes.marginals import weighted_mean
-
 if TYPE_CHECKING:
     from spatialdiff.processes.pinned_law import PinnedLaw
 
@@ -70,8 +68,7 @@ class BridgeLevels:
                 missing = flat - self.law.log_snr(t)
                 if float(torch.where(inside, missing, 0.0).abs().max()) < CLOSE:
                     break
-                rate = self.law.information_rate(t) / self.law.information(t)
-                slope = weighted_mean(rate, self.law.basis) * t * (1.0 - t / self.law.horizon)
+                slope = self.law.log_snr_rate(t) * t * (1.0 - t / self.law.horizon)
                 better = node + missing / slope
                 better = torch.maximum(torch.minimum(better, last), first)
                 node = torch.where(inside & (slope > 0), better, node)

@@ -26,6 +26,8 @@ from spatialdiff.processes.moments import cholesky_root
 
 #: ‖Φ - I‖ below which the coordinates are carried along Φ
 NEAR = 0.5
+#: |Φ_τ| of one variable below which nothing is carried along it: the end says next to nothing, and M = I
+FADED = 1e-100
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def projection(sigma: Tensor, last_phi: Tensor, last_sigma: Tensor, pins: int) -
     """T near the end (else I), and in its coordinates h, r, C and M, for the noise ``sigma`` up to t."""
     identity = eye_like(sigma)
     pinned = identity[:pins]
-    # for one variable T cancels from every formula, and is well conditioned wherever it is not 0
+    # for one variable T cancels from every formula, and serves wherever its square is not 0 in float64
     distance = (last_phi.detach() - identity).abs().sum(-1).amax(-1)
-    near = (distance < NEAR)[..., None, None] | ((last_phi != 0) if len(identity) == 1 else False)
+    near = (distance < NEAR)[..., None, None] | ((last_phi.abs() > FADED) if len(identity) == 1 else False)
     carry = torch.where(near, last_phi, identity)
     inside = carry @ sigma @ carry.mT
     h = torch.where(near, pinned, last_phi[..., :pins, :])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spatialdiff.processes.base import Times
 from spatialdiff.processes.law import Law
+from spatialdiff.processes.marginals import weighted_mean
 
 
 class ScalarLaw(Law):
@@ -67,6 +68,10 @@ class ScalarLaw(Law):
         alpha, sigma = self.alpha(t), self._positive_sigma(t)
         return 2.0 * alpha * (self.alpha_rate(t) * sigma - alpha * self.sigma_rate(t)) / sigma**3
 
+    def log_snr_rate(self, t: Times) -> Tensor:
+        rate = self.alpha_rate(t) / self.alpha(t) - self.sigma_rate(t) / self._positive_sigma(t)
+        return weighted_mean(2.0 * rate, self.basis)
+
     # -- fields ---------------------------------------------------------------------------------------------
 
     def reduce(self, u: Tensor, t: Times) -> Tensor:
@@ -81,6 +86,7 @@ class ScalarLaw(Law):
 
     def gamma_score(self, u: Tensor, t: Times, data: Tensor) -> Tensor:
         """Γ∇log q(u_t | x) = -(u - α_t x - o_t)/σ_t²; that of the marginal where ``data`` is D(u, t)."""
+        self._check_pair(u, data)
         return self.scale(self._positive_sigma(t).pow(-2), self.mean(data, t) - u)
 
     def velocity(self, u: Tensor, data: Tensor, t: Times) -> Tensor:

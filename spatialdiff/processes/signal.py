@@ -14,6 +14,7 @@ from torch import Tensor
 from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis
 from spatialdiff.processes.base import Times
+from spatialdiff.processes.marginals import weighted_mean
 from spatialdiff.processes.modes import check_basis
 from spatialdiff.processes.named_paths import EDMPath, SubVPPath
 from spatialdiff.processes.noise import NoiseProcess
@@ -51,6 +52,11 @@ class SignalProcess(ScalarLaw, NoiseProcess):
 
     def log_snr(self, t: Times) -> Tensor:
         return self.schedule.log_snr(self.times(t))
+
+    def log_snr_rate(self, t: Times) -> Tensor:
+        # 2α̇/α - 2σ̇/σ = -g²/σ²
+        times = self.times(t)
+        return -weighted_mean(self.schedule.rate(times) / self.schedule.variance(times), self.basis)
 
     def time_of_log_snr(self, log_snr: Times) -> Tensor:
         level = torch.as_tensor(log_snr, dtype=torch.float64)

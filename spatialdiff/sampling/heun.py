@@ -70,8 +70,10 @@ class Heun(PathFlow, Solver):
 
     def polar(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """`ρ` and `θ` at `t`."""
-        alpha, sigma = self.law.alpha(t), self.law.sigma(t)
-        return torch.hypot(alpha, sigma), torch.atan2(sigma, alpha)
+        # the radius is that of the state, which the statistic of a law may scale; the angle is that of both
+        signal, noise = self.law.marginal(t)
+        radius = torch.hypot(signal[..., 0], noise[..., 0, 0].sqrt())
+        return radius, torch.atan2(self.law.sigma(t), self.law.alpha(t))
 
     def slope(self, u: Tensor, t: Tensor) -> Tensor:
         """`w = η̂ cos θ - D sin θ` at the state `u`."""

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.processes import Law
-from spatialdiff.processes.marginals import weighted_mean
 from spatialdiff.sampling.grids import GRIDS, between, time_grid
 from spatialdiff.sampling.memory import Memory, law_state
 from spatialdiff.sampling.modal import ModalProblem
@@ -160,7 +159,7 @@ def search(
 def attached(law: Law, times: Tensor, levels: Tensor) -> Tensor:
     """``times`` with their derivatives in the levels of log-SNR, ``dt/dλ = 1/λ'(t)``."""
     with torch.no_grad():
-        slope = weighted_mean(law.information_rate(times) / law.information(times), law.basis)
+        slope = law.log_snr_rate(times)
     return times + (levels - levels.detach()) / slope
 
 

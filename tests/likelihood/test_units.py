@@ -57,6 +57,8 @@ def test_means_and_errors():
         (lambda: result([0.0], 1).bits_per_dim(scale=0.0), "scale > 0"),
         (lambda: dequantise(torch.tensor([256])), "from 0 to 255"),
         (lambda: dequantise(torch.tensor([0.5])), "whole numbers"),
+        (lambda: dequantise(torch.tensor([0]), 1), "at least 2 levels"),
+        (lambda: dequantise(torch.tensor([1]), scale=-1.0), "positive, finite scale"),
     ],
 )
 def test_bad_units(call, message):

@@ -143,19 +143,32 @@ def test_the_flow_carries_the_covariance_and_composes(name, span):
     assert torch.allclose(step.W[..., 0], expected[..., 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [sd.VP, sd.VE, sd.Rectified])
+@pytest.mark.parametrize(
+    "make",
+    [
+        sd.VP,
+        sd.VE,
+        sd.Rectified,
+        lambda gamma: sd.OrnsteinUhlenbeck(gamma, 0.1, horizon=1.0),
+        # the state is not scaled as the statistic is
+        lambda gamma: sd.LinearDiffusion(gamma, [[-0.1]], [[1.0]], beta=sd.processes.ConstantBeta(5.0)),
+        lambda gamma: sd.processes.LearnedDiffusion(gamma, 1, learn=("S",)),
+    ],
+)
 def test_one_variable_is_the_closed_form(make):
     law = make(GAMMA)
     t, s = torch.tensor([0.8, 0.3], dtype=torch.float64)
     step = flow_step(law, t, s, RATIOS)
 
-    def power(time):
-        return law.alpha(time) ** 2 * RATIOS + law.variance(time)
+    def marginal(time):
+        phi, sigma = law.marginal(time)
+        return phi[..., 0], phi[..., 0] ** 2 * RATIOS + sigma[..., 0, 0]
 
-    growth = (power(s) / power(t)).sqrt()
+    (now, before), (then, after) = marginal(t), marginal(s)
+    growth = (after / before).sqrt()
     load = 1.0 + RATIOS * law.information(t)
     assert torch.allclose(step.M[:, 0, 0], growth)
-    assert torch.allclose(step.W[:, 0], load * (law.alpha(s) - growth * law.alpha(t)))
+    assert torch.allclose(step.W[:, 0], load * (then - growth * now))
     # the general method, which does not know the closed form
     M, W = (part[0] for part in RotatingFrame(law, RATIOS).steps(torch.stack([t, s]), 1e-9))
     assert torch.allclose(M, step.M)

@@ -207,7 +207,7 @@ def test_bad_choices_are_named():
         LearnedDiffusion(gamma, 2, ("Q", "gamma"))
     with pytest.raises(ValueError, match="it is a sequence out of"):
         LearnedDiffusion(gamma, 2, "QD")
-    with pytest.raises(ValueError, match="floor=0; it must be positive"):
+    with pytest.raises(ValueError, match=r"floor was 0\.0; it must be a positive"):
         LearnedDiffusion(gamma, 2, floor=0.0)
     with pytest.raises(ValueError, match="has no parameters"):
         LearnedDiffusion(white(Grid((2, 3))), 2, ("covariance",))

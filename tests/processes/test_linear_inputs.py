@@ -9,7 +9,22 @@ from moments import dense_gamma, normal, torus_gamma
 from spatialdiff.covariance import CosineCovariance, TorusCovariance, white
 from spatialdiff.domains import Grid
 from spatialdiff.kernels import Exponential
-from spatialdiff.processes import ALDA, CLD, MALDA, ConstantBeta, LinearDiffusion
+from spatialdiff.processes import (
+    ALDA,
+    CLD,
+    MALDA,
+    VP,
+    ConstantBeta,
+    Cosine,
+    FrequencyVP,
+    HeatDissipation,
+    LearnedDiffusion,
+    LinearBridge,
+    LinearDiffusion,
+    Rectified,
+    SpectralDiffusion,
+    StochasticHeat,
+)
 
 F64 = torch.float64
 STABLE = [[-1.0, 0.5], [-0.5, -1.0]]
@@ -130,3 +145,72 @@ def test_a_path_needs_its_draws():
         process.simulate(x, [0.5, 2.0])
     with pytest.raises(ValueError, match="must be a non-empty, non-decreasing vector"):
         process.simulate(x, [])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda gamma: CLD(3.0), r"CLD needs a Covariance, or one for each variable; got 3\.0"),
+        (lambda gamma: CLD(()), r"CLD needs a Covariance, or one for each variable; got \(\)"),
+        (lambda gamma: MALDA([gamma, "no", gamma]), "MALDA needs a Covariance.*got str among them"),
+        (lambda gamma: LearnedDiffusion((gamma, gamma)), "LearnedDiffusion needs one Covariance, got tuple"),
+    ],
+)
+def test_what_is_no_covariance(make, message):
+    with pytest.raises(TypeError, match=message):
+        make(torus_gamma())
+
+
+def test_learned_numbers():
+    with pytest.raises(ValueError, match="mass was -1; it must be a positive, finite number"):
+        LearnedDiffusion(torus_gamma(), mass=-1)
+    with pytest.raises(ValueError, match=r"floor was 0\.0"):
+        LearnedDiffusion(torus_gamma(), floor=0.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda gamma: LinearDiffusion(gamma, [[-1.0]], [[0.0]]),
+        lambda gamma: LinearDiffusion(gamma, [[-1.0, 0.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, 0.0]]),
+        # the mode of eigenvalue 0 gets no noise
+        lambda gamma: SpectralDiffusion(gamma, lambda v: -v - 1.0, lambda v: v),
+    ],
+)
+def test_noise_that_does_not_reach_a_variable(make):
+    with pytest.raises(ValueError, match="the noise does not reach all of them"):
+        make(torus_gamma())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda gamma: StochasticHeat(gamma, 1.0, 1e-5),
+        lambda gamma: LinearDiffusion(gamma, [[-1e-6]], [[1.0]]),
+        lambda gamma: LinearDiffusion.from_stationary(gamma, [[0.0]], [[1.0]], [[3e4]]),
+    ],
+)
+def test_a_default_schedule_of_a_wide_stationary_law(make):
+    """The stationary law is so wide that the data are little beside it from the start: still a schedule."""
+    process = make(torus_gamma())
+    assert float(process.information(process.horizon).max()) < 2e-3
+
+
+@pytest.mark.parametrize("make", [Cosine, Rectified, lambda gamma: HeatDissipation(gamma, 1.0)])
+def test_a_bridge_needs_a_process_that_keeps_its_state(make):
+    with pytest.raises(ValueError, match="keeps nothing of its state up to its horizon 1"):
+        LinearBridge(make(torus_gamma()))
+
+
+@pytest.mark.parametrize("make", [VP, CLD, lambda gamma: FrequencyVP(gamma, lambda v: 1.0 + v)])
+def test_states_times_and_data_that_do_not_fit(make):
+    law = make(torus_gamma())
+    data, t = normal(2, 1, 6, 4), torch.tensor([0.3, 0.4], dtype=F64)
+    state = normal(2, law.variables, 6, 4)
+    for times in (torch.tensor([0.3, 0.4, 0.5], dtype=F64), torch.tensor([[0.3, 0.4]], dtype=F64)):
+        with pytest.raises(ValueError, match=r"one time per batch entry"):
+            law.reduce_noise(state, times) if law.variables > 1 else law.mean(data, times)
+    for fn in (law.gamma_score, law.score, law.noise, law.variable_noise):
+        with pytest.raises(ValueError, match=r"the state has shape \(2, 3, 6, 4\)|needs a multiple"):
+            fn(normal(2, 3, 6, 4), t, data)
+        fn(state, t, data)

@@ -155,9 +155,9 @@ class HarmonicCovariance(OrderCovariance):
         if terms < self.domain.size:
             raise ValueError(
                 f"Γ is singular: {terms} harmonics up to degree {self.harmonics.lmax} on {self.domain.size} "
-                "sites. It "
-                "can be sampled, not inverted; use SphereCovariance with a kernel, which leaves no degree "
-                "out."
+                "sites. It can be sampled and be the noise of any process, but not inverted: such fields "
+                "have no density on the sites. Where one is needed, use SphereCovariance with a kernel, "
+                "which leaves no degree out, and a process of the same coefficients in every mode (VP, CLD)."
             )
         return super()._invertible_root(dtype)
 
