@@ -28,7 +28,7 @@ class EvidenceBound(nn.Module):
     Args:
         denoiser: a `Denoiser` for a noise process, or for a bridge whose law given the data is closed.
         form: `"denoising"`, or `"implicit"` (Hutchinson's estimator; equal in expectation, of more variance).
-        times: the proposal: `"analytic"` (under the denoiser's fitted law, or `N(0, Γ)`; the default of the
+        proposal: of the times: `"analytic"` (under the denoiser's fitted law, or `N(0, Γ)`; the default of the
             denoising form), `"learned"` (adapted to the losses, saved with the module), `"log_snr"` (the
             default of the implicit form, whose integrand is noisy everywhere), `"time"`, or a `Proposal`.
         t0: where the decoder takes over; by default where σ/α = 0.002.
@@ -50,7 +50,7 @@ class EvidenceBound(nn.Module):
         self,
         denoiser: Denoiser,
         form: str = "denoising",
-        times: Proposal | str | None = None,
+        proposal: Proposal | str | None = None,
         *,
         t0: float | None = None,
         prior: str | None = None,
@@ -62,7 +62,7 @@ class EvidenceBound(nn.Module):
             raise ValueError(f"unknown form {form!r}; the choices are {', '.join(FORMS)}")
         self.denoiser = denoiser
         self.form = form
-        self.proposal = as_proposal(times, denoiser, default=default_proposal(form))
+        self.proposal = as_proposal(proposal, denoiser, default=default_proposal(form))
         self.options: dict[str, Any] = {
             "t0": t0,
             "prior": prior,

@@ -25,7 +25,7 @@ SMALL = [
     *["--data", "spatialdiff.data.digits", "--network.width", "8", "--network.depth", "1"],
     *["--trainer.tensorboard", "false", "--trainer.progress", "false", "--trainer.batch_size", "8"],
 ]
-BOUND = ["--objective", "spatialdiff.EvidenceBound", "--objective.times", "analytic"]
+BOUND = ["--objective", "spatialdiff.EvidenceBound"]
 
 
 def train(folder, *argv):

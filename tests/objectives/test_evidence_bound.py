@@ -86,7 +86,7 @@ def test_both_forms_have_the_same_expectation_and_gradient(process):
     x = fields(2).repeat(500, 1, 1, 1)
     values, gradients = {}, {}
     for form in ("denoising", "implicit"):
-        objective = sd.EvidenceBound(denoiser, form, times="log_snr", t0=0.3)
+        objective = sd.EvidenceBound(denoiser, form, proposal="log_snr", t0=0.3)
         found = []
         for seed in range(4):
             network.zero_grad()
@@ -151,7 +151,7 @@ def test_the_drawn_terms_train_the_process():
     x = fields(4).repeat(100, 1, 1, 1)
     found = []
     for seed in range(5):
-        objective = sd.EvidenceBound(denoiser, times="time", t0=0.2)
+        objective = sd.EvidenceBound(denoiser, proposal="time", t0=0.2)
 
         def loss(objective=objective, seed=seed):
             return objective(x, generator=generator(seed))
@@ -187,11 +187,11 @@ def test_a_learned_process_descends_the_bound(data):
 
 def test_the_learned_proposal_is_saved_with_the_objective():
     denoiser = sd.Denoiser(Shifted(), sd.VP(WHITE))
-    objective = sd.EvidenceBound(denoiser, times="learned")
+    objective = sd.EvidenceBound(denoiser, proposal="learned")
     assert isinstance(objective.proposal, LearnedProposal)
     objective(fields(16), generator=generator(0))
     assert int(objective.proposal.counts.sum()) == 16
-    other = sd.EvidenceBound(sd.Denoiser(Shifted(), sd.VP(WHITE)), times="learned")
+    other = sd.EvidenceBound(sd.Denoiser(Shifted(), sd.VP(WHITE)), proposal="learned")
     other.load_state_dict(objective.state_dict())
     assert torch.equal(other.proposal.squares, objective.proposal.squares)
     objective.eval()
