@@ -13,7 +13,8 @@ from torch import Tensor
 from spatialdiff.domains import Grid
 from spatialdiff.kernels import StationaryKernel, at_lags
 
-_PACKAGE = str(Path(__file__).parents[1])
+#: where no caller is looked for: this package, and torch.no_grad() around its functions
+_INSIDE = (str(Path(__file__).parents[1]), str(torch.utils._contextlib.__file__))
 
 
 class SpatialWarning(UserWarning):
@@ -23,7 +24,7 @@ class SpatialWarning(UserWarning):
 def warn(message: str) -> None:
     """Issue a `SpatialWarning` that points at the first caller outside this package."""
     depth, frame = 1, sys._getframe(0)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE) and frame.f_back is not None:
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, SpatialWarning, stacklevel=depth)
 

@@ -112,7 +112,8 @@ class Bound:
         if self.control:
             assert self.terms is not None
             diffusion = -self.terms.diffusion(x, t0, t1)
-        if self.conditioning == "full":
+        # the implicit form has no conditional score in it, and so the same value under either conditioning
+        if self.conditioning == "full" and self.form == "denoising":
             law = self.law
             assert isinstance(law, NoiseProcess)
             gained = [mutual_information(law, t, x.shape[1]) for t in (t0, t1)]

@@ -28,8 +28,8 @@ class EvidenceBound(nn.Module):
     Args:
         denoiser: a `Denoiser` for a noise process, or for a bridge whose law given the data is closed.
         form: `"denoising"`, or `"implicit"` (Hutchinson's estimator; equal in expectation, of more variance).
-        proposal: of the times: `"analytic"` (under the denoiser's fitted law, or `N(0, Γ)`; the default of the
-            denoising form), `"learned"` (adapted to the losses, saved with the module), `"log_snr"` (the
+        proposal: of the times: `"analytic"` (under the denoiser's fitted law, or `N(0, Γ)`; the default of
+            the denoising form), `"learned"` (adapted to the losses, saved with the module), `"log_snr"` (the
             default of the implicit form, whose integrand is noisy everywhere), `"time"`, or a `Proposal`.
         t0: where the decoder takes over; by default where σ/α = 0.002.
         prior: `"stationary"`, `"noise"` (`N(o, Σ ⊗ Γ)`) or `"gaussian"` (the fitted marginal).

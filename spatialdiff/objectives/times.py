@@ -9,7 +9,10 @@ batch, so that a batch covers all times evenly (Kingma et al. 2021, arXiv 2107.0
 | `"log_snr"` | uniform in `log(σ/α)` between `sigma_min` and `sigma_max`          |
 | `"edm"`     | `log(σ/α) ~ N(mean, std²)`, restricted to the same interval |
 
-The last is the training distribution of Karras et al. 2022 (arXiv 2206.00364, table 1).
+The last is the training distribution of Karras et al. 2022 (arXiv 2206.00364, table 1). Where coefficients
+differ from mode to mode, `log(σ/α)` is that of the modes that turn at the time
+(`processes.active_levels`), so that times reach from where the slowest mode is noise to where all modes are
+data.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from spatialdiff.denoisers import Denoiser
 from spatialdiff.processes import Law
+from spatialdiff.processes.active_levels import ActiveLevels, active_levels
 
 DISTRIBUTIONS = ("edm", "log_snr", "uniform")
 
@@ -109,7 +113,8 @@ class TimeDistribution:
             ends = torch.tensor([low, high], dtype=torch.float64, device=p.device)
             below, above = torch.special.ndtr((ends - self.mean) / self.std)
             level = (self.mean + self.std * torch.special.ndtri(below + (above - below) * p)).clamp(low, high)
-        return law.time_of_log_snr(-2.0 * level)
+        active = self.active(law)
+        return law.time_of_log_snr(-2.0 * level) if active is None else active.time(-2.0 * level)
 
     def density(self, law: Law, t: Tensor) -> Tensor:
         """The density of `log I = 2 log(α/σ)` at times `t` drawn here, shape of `t`, float64."""
@@ -118,18 +123,29 @@ class TimeDistribution:
                 length = abs(law.start_time - law.end_time) * (1.0 - 2.0 * self.margin)
                 return 1.0 / (length * law.log_snr_rate(t).abs())
             low, high = self.levels(law)
-            level = -0.5 * law.log_snr(t)
+            active = self.active(law)
+            level = -0.5 * (law.log_snr(t) if active is None else active.level(t))
+            # of the law's own log I, where the levels are others
+            change = 1.0 if active is None else active.rate(t) / law.log_snr_rate(t).abs()
             if self.name == "log_snr":
-                return torch.full_like(level, 0.5 / (high - low))
+                return torch.full_like(level, 0.5 / (high - low)) * change
             ends = torch.tensor([low, high], dtype=torch.float64, device=t.device)
             below, above = torch.special.ndtr((ends - self.mean) / self.std)
             normal = torch.exp(-0.5 * ((level - self.mean) / self.std).square())
             density: Tensor = 0.5 * normal / (math.sqrt(2.0 * math.pi) * self.std * (above - below))
-            return density
+            return density * change
+
+    def active(self, law: Law) -> ActiveLevels | None:
+        """What stands for `log I` where coefficients differ from mode to mode."""
+        if law.basis is None:
+            return None
+        return active_levels(law, -2.0 * math.log(self.sigma_max), -2.0 * math.log(self.sigma_min))
 
     def levels(self, law: Law) -> tuple[float, float]:
         """The interval of `log(σ/α)` that is used."""
-        start = -0.5 * float(law.log_snr(law.start_time))
+        active = self.active(law)
+        begin = law.times(law.start_time)
+        start = -0.5 * float(law.log_snr(begin) if active is None else active.level(begin))
         low, high = math.log(self.sigma_min), min(math.log(self.sigma_max), start)
         if low >= high:
             raise ValueError(

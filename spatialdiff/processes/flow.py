@@ -108,8 +108,11 @@ def scalar_steps(law: Law, times: Tensor, ratio: Tensor) -> FlowStep:
     power = alpha.square() * ratio + variance
     now, then = alpha[:-1], alpha[1:]
     growth = (power[1:] / power[:-1]).sqrt()
-    level = now * sigma[1:] / (then * sigma[:-1])
-    weight = then * (1.0 - level.square()) / (1.0 + now / then * growth)
+    kept = now * sigma[1:] / sigma[:-1]
+    total = then + now * growth
+    # where a mode has faded away on both sides there is nothing to add
+    faded = total == 0.0
+    weight = torch.where(faded, 0.0, (then - kept) * (then + kept) / torch.where(faded, 1.0, total))
     return FlowStep(growth[..., None, None], weight.expand_as(growth)[..., None])
 
 

@@ -141,7 +141,11 @@ class PinnedLaw(Law):
         return torch.where(self._at_data(t), torch.inf, found)
 
     def alpha(self, t: Times) -> Tensor:
-        return (self.information(t) / (1.0 + self.coefficients(t).information)).sqrt().clamp(max=1.0)
+        found = self.coefficients(t)
+        scaled = (0.5 * found.log_information).exp() * (1.0 + found.information).rsqrt()
+        # where the state says nothing, exactly nothing
+        scaled = torch.where(found.log_information > NOTHING, scaled, 0.0)
+        return torch.where(self._at_data(t), 1.0, scaled)
 
     def variance(self, t: Times) -> Tensor:
         return 1.0 / (1.0 + self.information(t))

@@ -11,8 +11,9 @@ r"""Time grids: `steps` intervals from a law's start to its end, in float64.
 `"log_snr"`, `"edm"` and `"fitted"` are laid out as if they ended at `σ/α = σ_min`; their last time is then
 the end itself, where `σ = 0`. A start with no signal (`σ/α` infinite: `Cosine`, `Rectified`, bridges) is kept
 as it is, and the rest laid out from `σ_max` on. Noise levels are those of Γ: with Γ of unit variance,
-standard deviations at one site; for several variables or modes those of the sufficient statistic, averaged
-over modes (`Law.log_snr`).
+standard deviations at one site; for several variables those of the sufficient statistic. Where coefficients
+differ from mode to mode each mode counts while it is between `σ_max` and `σ_min` (`processes.active_levels`):
+the steps begin where the slowest mode is noise, end where all modes are data, and follow the fastest between.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.processes import Law
+from spatialdiff.processes.active_levels import ActiveLevels, active_levels
 
 #: grids of a law alone, and those of a law and the fitted Gaussian law of the data
 GRIDS = ("log_snr", "uniform", "quadratic", "edm")
@@ -72,8 +74,8 @@ def time_grid(
         raise ValueError(
             f"unknown time grid {grid!r}; the grids are {', '.join((*GRIDS, *FITTED))}, or a tensor of times"
         )
-    if steps < 1:
-        raise ValueError(f"steps={steps}; a sampler needs at least 1 step")
+    if steps < 1 or int(steps) != steps:
+        raise ValueError(f"steps={steps}; a sampler needs a whole number of steps, at least 1")
     if not 0.0 < sigma_min < sigma_max:
         raise ValueError(
             f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}; needed 0 < sigma_min < sigma_max"
@@ -95,7 +97,10 @@ def time_grid(
     if grid in ("uniform", "quadratic"):
         rest = 1.0 - fractions if grid == "uniform" else (1.0 - fractions).square()
         return law.end_time + (first - law.end_time) * rest
-    high = noise_level_at(law, first, sigma_max)
+    active = None
+    if law.basis is not None:
+        active = active_levels(law, -2.0 * math.log(sigma_max), -2.0 * math.log(sigma_min))
+    high = noise_level_at(law, first, sigma_max, active)
     if sigma_min >= high:
         raise ValueError(f"sigma_min={sigma_min:g} is not below the noise level at the start, {high:g}")
     inside = fractions[1:-1]
@@ -103,24 +108,34 @@ def time_grid(
         sigma = high * (sigma_min / high) ** inside
     else:
         sigma = (high ** (1 / RHO) + inside * (sigma_min ** (1 / RHO) - high ** (1 / RHO))) ** RHO
-    return between(law, first, -2.0 * sigma.log())
+    return between(law, first, -2.0 * sigma.log(), active)
 
 
 def fitted_grid(law: Law, steps: int, first: float, levels: tuple[float, float]) -> Tensor:
     """`"log_snr"` between two noise levels, the lower one kept below the noise at the start."""
     low, high = levels
-    high = noise_level_at(law, first, high)
-    return time_grid(law, steps, "log_snr", start=first, sigma_min=min(low, 0.5 * high), sigma_max=high)
+    if law.basis is None:
+        high = noise_level_at(law, first, high)
+        low = min(low, 0.5 * high)
+    return time_grid(law, steps, "log_snr", start=first, sigma_min=low, sigma_max=high)
 
 
-def noise_level_at(law: Law, first: float, sigma_max: float) -> float:
+def noise_level_at(law: Law, first: float, sigma_max: float, active: ActiveLevels | None = None) -> float:
     """`σ/α` from which steps are spread: that at the start, at most `sigma_max`."""
+    if active is not None:
+        start = torch.tensor(first, dtype=torch.float64, device=law.covariance.device)
+        return math.exp(-0.5 * float(active.level(start)))
     return min(sigma_max, math.exp(min(-0.5 * float(law.log_snr(first)), 700.0)))
 
 
-def between(law: Law, first: float, log_snr: Tensor) -> Tensor:
-    """The start, the times of increasing levels of log-SNR `(steps - 1,)`, and the end; differentiable."""
-    inner = law.time_of_log_snr(log_snr) if len(log_snr) else log_snr
+def between(law: Law, first: float, log_snr: Tensor, active: ActiveLevels | None = None) -> Tensor:
+    """The start, the times of increasing levels of log-SNR `(steps - 1,)`, and the end; differentiable.
+
+    The levels are the law's own, or the given ones.
+    """
+    inner = log_snr
+    if len(log_snr):
+        inner = law.time_of_log_snr(log_snr) if active is None else active.time(log_snr)
     return torch.cat([inner.new_tensor([first]), inner, inner.new_tensor([law.end_time])])
 
 

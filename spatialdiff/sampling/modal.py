@@ -109,6 +109,11 @@ def on_modes(dynamics: Any, covariance: DiagonalCovariance, seen: dict[int, Any]
         if dynamics.basis is not None:
             twin.basis = covariance.basis
         twin.offset = twin.offset_rate = nothing
+    if "covariances" in twin._modules:
+        # one Γ for each variable: as multiples of the first, with which they leave the sites
+        twin._buffers.update(zip(("_drift", "_diffusion", "_initial"), dynamics.matrices(), strict=True))
+        del twin._modules["covariances"]
+        twin._each, twin._kept = None, []
     for owner in (twin.__dict__, twin._modules):
         for name, value in list(owner.items()):
             if isinstance(value, Dynamics):

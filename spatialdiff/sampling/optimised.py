@@ -23,8 +23,8 @@ from torch import Tensor
 
 from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.processes import Law
+from spatialdiff.processes.memory import Memory, law_state
 from spatialdiff.sampling.grids import GRIDS, between, time_grid
-from spatialdiff.sampling.memory import Memory, law_state
 from spatialdiff.sampling.modal import ModalProblem
 from spatialdiff.sampling.transport import TransportProblem
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spatialdiff.processes import Law
 from spatialdiff.processes.flow import FlowStep, flow_step, flow_steps
+from spatialdiff.processes.memory import Memory, law_state, learns
 from spatialdiff.sampling.base import Solver
-from spatialdiff.sampling.memory import Memory, law_state, learns
 
 #: the most numbers that are kept for a path (16 MiB)
 KEPT = 1 << 21

@@ -44,6 +44,12 @@ class PredictorCorrector(Solver):
         largest: float = 0.25,
     ) -> None:
         super().__init__(denoiser, noise, condition)
+        if not self.law.closed_form:
+            raise ValueError(
+                "a corrector needs the score of the state, and the law of a bridge between pairs given the "
+                "data alone has no closed form; use solver='bridge', or a denoiser with "
+                "condition_on_start=True"
+            )
         if predictor not in PREDICTORS:
             raise ValueError(f"predictor={predictor!r}; the choices are {', '.join(PREDICTORS)}")
         if correctors < 1:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spatialdiff.covariance.checks import warn
 from spatialdiff.denoisers.base import PosteriorMean
+from spatialdiff.denoisers.gaussian import GaussianModel
 from spatialdiff.sampling.adaptive import Adaptive
 from spatialdiff.sampling.ancestral import Ancestral
 from spatialdiff.sampling.base import Noise, Solver, White
@@ -23,6 +25,8 @@ from spatialdiff.sampling.heun import Heun
 from spatialdiff.sampling.predictor_corrector import PredictorCorrector
 from spatialdiff.sampling.splitting import Splitting
 
+#: signal at the start, relative to the noise of a mode, beyond which a start of noise alone is warned of
+SIGNAL = 0.1
 SOLVERS: dict[str, type[Solver]] = {
     "adaptive": Adaptive,
     "ancestral": Ancestral,
@@ -88,7 +92,8 @@ def sample(
     Every draw is coloured by Γ, the initial state included. What is returned is the data variable of the
     state. The last step leads to the posterior mean, except for the Gaussian solvers, whose last step is
     exact like the others and whose initial state is drawn from the fitted marginal
-    `N(φ μ + o, φφᵀ ⊗ C + Σ ⊗ Γ)` instead of `N(o, Σ ⊗ Γ)`.
+    `N(φ μ + o, φφᵀ ⊗ C + Σ ⊗ Γ)` instead of `N(o, Σ ⊗ Γ)`; the others warn (`SpatialWarning`) where, by the
+    fitted law, the data still matter at the start.
 
     Raises:
         ValueError: unknown solver, grid or shape; a Gaussian solver without a fitted Gaussian.
@@ -123,6 +128,8 @@ def sample(
         options=options,
         channels=denoiser.channels,
     ).to(denoiser.covariance.device)
+    if start is None and isinstance(model, GaussianModel) and type(method).start is Solver.start:
+        warn_of_signal(method, model)
     with evaluation_mode(denoiser):
         u = method.start() if start is None else initial_state(start, method)
         states = ticks(method.path(times, u), len(times) - 1, progress)
@@ -131,6 +138,30 @@ def sample(
         for state in states:
             u = state
     return u[:, : denoiser.channels]
+
+
+def warn_of_signal(method: Solver, model: GaussianModel) -> None:
+    """Warn where the start, drawn from noise alone, should hold much of the data.
+
+    A mode of the true start has the variance of the noise times ``1 + ρI``, ``ρ = c/γ``.
+    """
+    law = method.law
+    basis, gamma, data = model.spectra()
+    begin = law.times(method.start_time)
+    # a fixed start holds nothing of the data, and no noise either
+    level = torch.where(law.alpha(begin) == 0.0, 0.0, law.information(begin))
+    ratio = (data / gamma).detach()
+    if law.basis is None:
+        excess = float(level * ratio.max())
+    else:
+        excess = float((ratio * model.per_mode(level, model.shared_basis(basis, law), law)).max())
+    if excess > SIGNAL:
+        warn(
+            f"the start of {type(law).__name__} still holds the data: of the fitted law up to {excess:.2g} "
+            "times the variance of the noise in a mode. It is drawn from the noise alone, and samples come "
+            "out with too little variance there however many steps are taken. Use solver='gaussian' or "
+            "'gaussian_sde', whose start is the fitted marginal, pass start=, or let the process run longer"
+        )
 
 
 def initial_state(start: Tensor, method: Solver) -> Tensor:

@@ -10,6 +10,7 @@ import spatialdiff as sd
 import spatialdiff.likelihood as lk
 from spatialdiff.kernels import Matern
 from spatialdiff.objectives import LearnedProposal
+from spatialdiff.objectives.sde_terms import mutual_information
 from spatialdiff.processes import CLD, LearnedBeta
 
 GRID = sd.Grid((2, 4))
@@ -98,6 +99,26 @@ def test_both_forms_have_the_same_expectation_and_gradient(process):
     error = sum(gradient.square() for gradient in gradients.values()).sqrt()
     # four repetitions: errors from 3 degrees of freedom, so a wide margin for each of nine numbers
     assert ((values["denoising"] - values["implicit"]).abs() < 12 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("form", ["denoising", "implicit"])
+def test_conditioning_on_the_auxiliary_start_changes_no_expectation(form):
+    law = CLD(WHITE)
+    denoiser = sd.Denoiser(Shifted(), law, preconditioning="wiener", data=DATA)
+    x = fields(2).repeat(1000, 1, 1, 1)
+    found = {}
+    for conditioning in ("hybrid", "full"):
+        objective = sd.EvidenceBound(denoiser, form, proposal="log_snr", t0=0.05, conditioning=conditioning)
+        with torch.no_grad():
+            draws = torch.stack([objective(x, generator=generator(seed)) for seed in range(4)])
+        found[conditioning] = (float(draws.mean()), float(draws.std()) / 2.0)
+    # what the state knows of the auxiliary start, which one of the two has to count
+    interval = objective.bound().interval
+    told = [mutual_information(law, torch.tensor(t).double(), 1) for t in (interval.t0, interval.t1)]
+    shift = float(told[0] - told[1]) / SITES
+    error = math.hypot(found["hybrid"][1], found["full"][1])
+    assert error < shift / 10.0
+    assert abs(found["hybrid"][0] - found["full"][0]) < shift / 4.0
 
 
 def steepest(loss, parameter, slope, step):

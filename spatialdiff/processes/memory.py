@@ -1,4 +1,4 @@
-"""What a sampler works out from a law alone, kept for the next call while the law has the same values."""
+"""What is worked out from a law alone, kept for the next call while the law has the same values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from spatialdiff.processes import Law
+from spatialdiff.processes.law import Law
 from spatialdiff.processes.levels import same_values
 
 T = TypeVar("T")
