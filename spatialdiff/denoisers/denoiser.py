@@ -24,7 +24,7 @@ from spatialdiff.denoisers.preconditioning import (
     resolve_tint,
     sigma_data,
 )
-from spatialdiff.denoisers.predictions import check_prediction
+from spatialdiff.denoisers.predictions import check_prediction, warn_of_division
 from spatialdiff.denoisers.resolve import data_law, resolve_channels, resolve_law
 from spatialdiff.processes import Coupling, Law, NoiseProcess, Pinned, as_coupling, started_law
 
@@ -40,7 +40,8 @@ class Denoiser(PosteriorMean):
             `BridgeMixture`).
         prediction: `"data"`, `"noise"` (the coloured η), `"white_noise"` (z of η = R z; square R only),
             `"velocity"`, for K > 1 those of the sufficient statistic; or `"variable_noise"`, the coloured
-            noise of each variable (with preconditioning `"none"`).
+            noise of each variable (with preconditioning `"none"`). The noises divide by α: warned of where a
+            mode loses its signal early.
         preconditioning: `"none"`, `"edm"`, or `"wiener"` (residual to the Gaussian posterior mean of `data`).
         data: the fitted law of the data: the result of `sd.fit`, a pair `(mean, Covariance)`, or a
             `Covariance`. Gives the mean and standard deviation of `"edm"`, which are 0 and 1 without it;
@@ -106,6 +107,8 @@ class Denoiser(PosteriorMean):
             self.bind(coupling, condition_on_start=condition_on_start)
         elif not isinstance(process, Pinned):
             self._law = (resolve_law(process),)
+            if preconditioning == "none":
+                warn_of_division(prediction, self._law[0])
 
     def make_scaling(
         self, mean: Tensor | float | None, deviation: Tensor | None, tint: float | None

@@ -24,8 +24,11 @@ import torch
 from torch import Tensor
 
 from spatialdiff.covariance import Covariance
+from spatialdiff.covariance.checks import warn
 from spatialdiff.processes import Law
 
+#: where on the way to the start a signal is looked at, and what float32 needs of it
+LATE, DIGITS = 0.75, 1e-6
 PREDICTIONS = ("data", "noise", "white_noise", "velocity", "variable_noise")
 
 
@@ -100,6 +103,21 @@ def convert(value: Tensor, u: Tensor, t: Tensor | float, law: Law, *, source: st
         return x
     noise = law.variable_noise if target == "variable_noise" else law.noise
     return to_target(target, x, noise(u, times, x), law, times)
+
+
+def warn_of_division(prediction: str, law: Law) -> None:
+    """Warn where a noise prediction divides by a signal that some mode loses long before the others."""
+    if law.basis is None or prediction not in ("noise", "white_noise", "variable_noise"):
+        return
+    inside = law.end_time + LATE * (law.start_time - law.end_time)
+    with torch.no_grad():
+        smallest = float(law.alpha(inside).min())
+    if smallest < DIGITS:
+        warn(
+            f"prediction={prediction!r} finds the data by dividing by α, which in a mode of this "
+            f"{type(law).__name__} is {smallest:.2g} at t={inside:g}: the network's errors come out as many "
+            "times larger. Use prediction='data' or 'velocity', or preconditioning='edm' or 'wiener'"
+        )
 
 
 def require_nonzero(coefficient: Tensor, what: str, t: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -162,3 +163,17 @@ def test_a_corrector_needs_a_closed_law():
     denoiser = sd.Denoiser(torch.nn.Identity(), bridge, coupling="paired", channels=1)
     with pytest.raises(ValueError, match="a corrector needs the score of the state"):
         sd.sample(denoiser, 1, steps=2, solver="predictor_corrector", start=torch.zeros(1, 1, 8, 8).double())
+
+
+def test_a_noise_prediction_of_modes_that_fade_is_warned_of():
+    def build(law, prediction, preconditioning="none"):
+        return sd.Denoiser(torch.nn.Identity(), law, prediction, preconditioning)
+
+    with pytest.warns(SpatialWarning, match="prediction='noise' finds the data by dividing by α"):
+        build(LAWS["spectral"], "noise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for law, prediction in ((LAWS["spectral"], "data"), (LAWS["spectral"], "velocity")):
+            build(law, prediction)
+        build(LAWS["spectral"], "noise", "wiener")
+        build(sd.VP(GAMMA), "noise")
