@@ -15,7 +15,7 @@ linear between its nodes, is the level: so its inverse and its rate are exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from spatialdiff.processes.memory import Memory, law_state
 
 #: nodes of the search for the ends of the table, and of the table
 COARSE, NODES = 161, 257
+HALVINGS = 24
 #: the search runs over |log δ/(1 - δ)| up to this, δ the share of the way from the data
 WIDEST = 40.0
 #: share of the range that rises evenly in log δ/(1 - δ), so that the level never stands still
@@ -41,18 +42,22 @@ class ActiveLevels:
     def __init__(self, law: Law, low: float, high: float) -> None:
         self.end, self.span = law.end_time, law.start_time - law.end_time
         self.horizon = law.horizon
+        self.low, self.high = low, high
         device = law.covariance.device
         places = torch.linspace(WIDEST, -WIDEST, COARSE, dtype=torch.float64, device=device)
         slack = 1e-9 * (high - low)
         with torch.no_grad():
-            modes = list(clipped(law, self.time_at(places), low, high))
-            most = torch.stack([level.max() for level in modes])
-            least = torch.stack([level.min() for level in modes])
+            ends = [(level.max(), level.min()) for level in clipped(law, self.time_at(places), low, high)]
+            most, least = (torch.stack(part) for part in zip(*ends, strict=True))
             noise = int((most <= low + slack).sum().clamp(min=1, max=COARSE - 1)) - 1
             data = int((least < high - slack).sum().clamp(min=noise + 1, max=COARSE - 1))
-            self.places = torch.linspace(
-                float(places[noise]), float(places[data]), NODES, dtype=torch.float64, device=device
-            )
+            # an end beyond which no mode counts is met closely: nothing is drawn there, and much may be told
+            first, last = places[noise], places[data]
+            if bool(most[noise] <= low + slack):
+                first = self.edge(law, first, places[noise + 1], lambda level: level.max() <= low + slack)
+            if bool(least[data] >= high - slack):
+                last = self.edge(law, last, places[data - 1], lambda level: level.min() >= high - slack)
+            self.places = torch.linspace(float(first), float(last), NODES, dtype=torch.float64, device=device)
             begin, before, steps = low, None, []
             for level in clipped(law, self.time_at(self.places), low, high):
                 if before is None:
@@ -64,6 +69,14 @@ class ActiveLevels:
             pace = torch.stack(steps).cumsum(0)
             pace = torch.cat([pace.new_zeros(1), pace / pace[-1].clamp(min=1e-300)])
             self.levels = begin + (high - begin) * ((1.0 - TILT) * pace + TILT * even)
+
+    def edge(self, law: Law, out: Tensor, inside: Tensor, beyond: Callable[[Tensor], Tensor]) -> Tensor:
+        """The place between ``out`` and ``inside`` from which on the modes are ``beyond``, on the far side."""
+        for _ in range(HALVINGS):
+            middle = 0.5 * (out + inside)
+            level = next(clipped(law, self.time_at(middle[None]), self.low, self.high))
+            out, inside = (middle, inside) if bool(beyond(level)) else (out, middle)
+        return out
 
     def time_at(self, place: Tensor) -> Tensor:
         """``δ = 1/(1 + e^{-ℓ})`` of the way from the data, as a time."""

@@ -75,7 +75,7 @@ def time_grid(
             f"unknown time grid {grid!r}; the grids are {', '.join((*GRIDS, *FITTED))}, or a tensor of times"
         )
     if steps < 1 or int(steps) != steps:
-        raise ValueError(f"steps={steps}; a sampler needs a whole number of steps, at least 1")
+        raise ValueError(f"steps={steps}; a sampler needs at least 1 step, and whole ones")
     if not 0.0 < sigma_min < sigma_max:
         raise ValueError(
             f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}; needed 0 < sigma_min < sigma_max"

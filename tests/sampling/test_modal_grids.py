@@ -135,7 +135,7 @@ def test_other_starts_are_not(solver):
 
 def test_steps_are_whole():
     oracle = sd.oracles.GaussianDenoiser(sd.VP(GAMMA), DATA, channels=1)
-    with pytest.raises(ValueError, match=r"steps=2\.5; a sampler needs a whole number of steps"):
+    with pytest.raises(ValueError, match=r"steps=2\.5; a sampler needs at least 1 step, and whole ones"):
         sd.sample(oracle, 1, steps=2.5)
 
 
