@@ -71,7 +71,7 @@ class ActiveLevels:
             self.levels = begin + (high - begin) * ((1.0 - TILT) * pace + TILT * even)
 
     def edge(self, law: Law, out: Tensor, inside: Tensor, beyond: Callable[[Tensor], Tensor]) -> Tensor:
-        """The place between ``out`` and ``inside`` from which on the modes are ``beyond``, on the far side."""
+        """The place between ``out`` and ``inside`` at which the modes begin to be ``beyond``."""
         for _ in range(HALVINGS):
             middle = 0.5 * (out + inside)
             level = next(clipped(law, self.time_at(middle[None]), self.low, self.high))
