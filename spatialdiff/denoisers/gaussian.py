@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spatialdiff.covariance import Covariance
 from spatialdiff.covariance.basis import Basis, ChannelBasis
+from spatialdiff.covariance.joint import _shared_basis
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.denoisers.krylov import model_spectrum
 from spatialdiff.denoisers.resolve import resolve_channels, resolve_law
@@ -88,6 +89,15 @@ class GaussianModel(nn.Module):
     def gamma(self) -> Covariance:
         """Γ."""
         return self._gamma[0]
+
+    @property
+    def fast(self) -> bool:
+        """Whether Γ and C share a fast basis, so that their spectra cost next to nothing."""
+        data = self.data_covariance
+        if data is None or data.domain != self.gamma.domain:
+            return False
+        coupled = self.gamma.channel_matrix is not None or data.channel_matrix is not None
+        return not coupled and _shared_basis(self.gamma, data) is not None
 
     def spectra(self) -> tuple[Basis, Tensor, Tensor]:
         """The common basis and the eigenvalues `γ_k`, `c_k`, float64; kept while no parameter changes."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spatialdiff.covariance.basis import ChannelBasis
 from spatialdiff.covariance.checks import warn
 from spatialdiff.denoisers.base import PosteriorMean
 from spatialdiff.denoisers.gaussian import GaussianModel
@@ -146,7 +147,11 @@ def warn_of_signal(method: Solver, model: GaussianModel) -> None:
     A mode of the true start has the variance of the noise times ``1 + ρI``, ``ρ = c/γ``.
     """
     law = method.law
+    if not model.fast:
+        return  # a factorisation, or Lanczos steps, for nothing but a warning
     basis, gamma, data = model.spectra()
+    if law.basis is not None and law.basis != (basis.spatial if isinstance(basis, ChannelBasis) else basis):
+        return  # the fitted law has other modes: nothing is known mode by mode
     begin = law.times(method.start_time)
     # a fixed start holds nothing of the data, and no noise either
     level = torch.where(law.alpha(begin) == 0.0, 0.0, law.information(begin))
@@ -154,7 +159,7 @@ def warn_of_signal(method: Solver, model: GaussianModel) -> None:
     if law.basis is None:
         excess = float(level * ratio.max())
     else:
-        excess = float((ratio * model.per_mode(level, model.shared_basis(basis, law), law)).max())
+        excess = float((ratio * model.per_mode(level, basis, law)).max())
     if excess > SIGNAL:
         warn(
             f"the start of {type(law).__name__} still holds the data: of the fitted law up to {excess:.2g} "

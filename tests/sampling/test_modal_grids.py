@@ -27,6 +27,13 @@ F64 = torch.float64
 GRID = sd.Grid((8, 8))
 
 
+class Half(torch.nn.Module):
+    """Half of the state, as if it were the data."""
+
+    def forward(self, state, t):
+        return 0.5 * state
+
+
 def gamma(lengthscale):
     kernel = Matern(nu=1.5, lengthscale=lengthscale) + Nugget(0.01)
     return sd.covariance(kernel, GRID, method="cosine").double().requires_grad_(False)
@@ -131,6 +138,16 @@ def test_a_start_that_holds_the_data_is_warned_of():
 def test_other_starts_are_not(solver):
     law = sd.VP(GAMMA) if solver == "heun" else sd.BrownianMotion(GAMMA)
     sd.sample(sd.oracles.GaussianDenoiser(law, DATA, channels=1), 1, steps=2, solver=solver)
+
+
+def test_no_factorisation_is_made_for_a_warning():
+    """Γ by circulant embedding and other data: what the network alone can sample needs no common basis."""
+    rough = sd.covariance(Matern(nu=0.5, lengthscale=2.0), GRID, method="circulant").requires_grad_(False)
+    smooth = sd.covariance(Matern(nu=1.5, lengthscale=2.0), GRID, method="dense").requires_grad_(False)
+    denoiser = sd.Denoiser(Half(), sd.BrownianMotion(rough), data=(0.0, smooth))
+    assert not denoiser.gaussian.fast
+    sd.sample(denoiser, 1, steps=2)
+    assert denoiser.gaussian._cache is None
 
 
 def test_steps_are_whole():
